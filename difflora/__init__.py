@@ -1,0 +1,67 @@
+"""DiffLoRA: photos of a person in, a LoRA that draws this person out.
+
+```python
+from difflora import DiffLoRA
+
+model = DiffLoRA.load()                            # the embedded synthetic world
+features = model.encode(["photo.png"])             # IdentityFeatures
+lora = model.generate(features, seed=0)            # Lora
+lora.save("person.safetensors")
+```
+
+The names below are loaded at first use, so that `import difflora` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import CheckpointError, DiffLoRAError, FaceModelError, LayoutError, NoFaceError, PhotoError
+    from .features import IdentityFeatures
+    from .layout import LoraLayout
+    from .lora import Lora
+    from .model import DiffLoRA
+    from .patch import apply_lora
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "DiffLoRA",
+    "DiffLoRAError",
+    "FaceModelError",
+    "IdentityFeatures",
+    "LayoutError",
+    "Lora",
+    "LoraLayout",
+    "NoFaceError",
+    "PhotoError",
+    "apply_lora",
+]
+
+
+def _module_of(name: str) -> str:
+    """File, inside the package, that defines a public name."""
+    if name.endswith("Error"):
+        return ".errors"
+    return {
+        "DiffLoRA": ".model",
+        "IdentityFeatures": ".features",
+        "Lora": ".lora",
+        "LoraLayout": ".layout",
+        "apply_lora": ".patch",
+    }[name]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module at first use (PEP 562)."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_module_of(name), __name__), name)
+
+
+def __dir__() -> list[str]:
+    """Public names, loaded or not."""
+    return sorted([*__all__, "__version__"])
