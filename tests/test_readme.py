@@ -30,7 +30,10 @@ def test_extras_exist(extra):
     assert re.search(rf"^{extra} = \[", text, flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("module", sorted(set(re.findall(r"python -m ((?:difflora|training)[\w.]*)", README))))
+MODULES = sorted(set(re.findall(r"python -m ((?:difflora|training)[\w.]*)", README)))
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_modules_of_the_commands_exist(module):
     assert importlib.util.find_spec(module) is not None
 
