@@ -55,7 +55,7 @@ def _module_of(name: str) -> str:
     }[name]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> Any:  # noqa: ANN401  (whatever the name stands for)
     """Load a public name from its module at first use (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

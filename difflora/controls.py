@@ -1,0 +1,123 @@
+"""Controls: ways from features to a LoRA without a diffusion model, which DiffLoRA has to beat.
+
+With few identities these can match a diffusion model, so every evaluation reports them.
+Letters: n LoRAs of a library, m photos of their people, B people asked about, C feature width,
+Q principal components, P parameters of one LoRA.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import LayoutError
+
+
+def mean_lora(library: Tensor) -> Tensor:
+    """The LoRA of nobody in particular.
+
+    Args:
+        library: (n, P).
+
+    Returns:
+        (P,)
+    """
+    return library.mean(dim=0)  # (P,)
+
+
+def nearest_lora(face_embedding: Tensor, library_embedding: Tensor, library: Tensor) -> Tensor:
+    """The LoRA of whoever in the library looks most alike.
+
+    Args:
+        face_embedding: (B, C) rows of unit length.
+        library_embedding: (n, C) rows of unit length, one per LoRA.
+        library: (n, P).
+
+    Returns:
+        (B, P)
+    """
+    similarity = face_embedding @ library_embedding.mT  # (B, n) cosine
+    return library[similarity.argmax(dim=-1)]  # (B, P)
+
+
+@dataclass(frozen=True, eq=False)
+class PrincipalComponents:
+    """The directions in which the LoRAs of a library differ most.
+
+    Args:
+        mean: (P,).
+        basis: (Q, P), orthonormal rows, most important first.
+    """
+
+    mean: Tensor
+    basis: Tensor
+
+    @classmethod
+    def fit(cls, library: Tensor, num_components: int) -> PrincipalComponents:
+        """Principal components from the n x n Gram matrix: P is far larger than n.
+
+        With X = U S V^T (rows centred) X X^T = U S^2 U^T, and the components are V^T = S^-1 U^T X.
+
+        Args:
+            library: (n, P).
+            num_components: Q < n; n centred LoRAs span n - 1 directions.
+
+        Raises:
+            LayoutError: more components than the library can have.
+        """
+        if not 1 <= num_components < len(library):
+            raise LayoutError(
+                f"{num_components} principal components of {len(library)} LoRAs: "
+                f"ask for 1 to {len(library) - 1}, or train more LoRAs"
+            )
+        mean = library.mean(dim=0)  # (P,)
+        centred = library - mean  # (n, P)
+        squares, left = torch.linalg.eigh(centred @ centred.mT)  # (n,) ascending, (n, n)
+        squares, left = squares.flip(0)[:num_components], left.flip(1)[:, :num_components]  # (Q,), (n, Q)
+        return cls(mean, (left.mT @ centred) / squares.clamp_min(1e-12).sqrt()[:, None])  # (Q, P)
+
+    def project(self, flat_weights: Tensor) -> Tensor:
+        """Coefficients: (B, P) -> (B, Q)."""
+        return (flat_weights - self.mean) @ self.basis.mT  # (B, Q)
+
+    def reconstruct(self, coefficients: Tensor) -> Tensor:
+        """LoRAs with these coefficients: (B, Q) -> (B, P)."""
+        return torch.addmm(self.mean, coefficients, self.basis)  # (B, P)
+
+
+@dataclass(frozen=True, eq=False)
+class RidgeRegression:
+    """Linear map from features to targets, in closed form (Hoerl & Kennard 1970).
+
+    Args:
+        feature_mean: (C,).
+        target_mean: (Q,).
+        weights: (C, Q).
+    """
+
+    feature_mean: Tensor
+    target_mean: Tensor
+    weights: Tensor
+
+    @classmethod
+    def fit(cls, features: Tensor, targets: Tensor, regulariser: float) -> RidgeRegression:
+        """W = (X^T X + r m v I)^-1 X^T Y with centred X, Y; v is the mean variance of a feature.
+
+        Args:
+            features: X, (m, C).
+            targets: Y, (m, Q).
+            regulariser: r >= 0, relative to the features' own variance.
+        """
+        feature_mean, target_mean = features.mean(dim=0), targets.mean(dim=0)  # (C,), (Q,)
+        x = (features - feature_mean).double()  # (m, C)
+        y = (targets - target_mean).double()  # (m, Q)
+        gram = x.mT @ x  # (C, C)
+        gram.diagonal().add_(regulariser * gram.diagonal().mean())
+        weights = torch.linalg.solve(gram, x.mT @ y)  # (C, Q)
+        return cls(feature_mean, target_mean, weights.to(features.dtype))
+
+    def predict(self, features: Tensor) -> Tensor:
+        """(B, C) -> (B, Q)."""
+        return torch.addmm(self.target_mean, features - self.feature_mean, self.weights)  # (B, Q)
