@@ -94,8 +94,8 @@ def load_safetensors(
             pickled = file.read(4).startswith(PICKLE_MAGIC)
         if pickled:
             raise CheckpointError(
-                f"{path} looks like a pickle (.pt, .ckpt, .bin), which can run code when it is read and is never "
-                "loaded here: convert it to .safetensors with its author's tool"
+                f"{path} looks like a pickle (.pt, .ckpt, .bin), which can run code when it is read and is "
+                "never loaded here: convert it to .safetensors with its author's tool"
             ) from error
         raise CheckpointError(
             f"{path} is truncated or not .safetensors ({error}): download or make the file again"

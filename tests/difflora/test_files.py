@@ -9,7 +9,13 @@ from difflora.files import atomic_save, load_safetensors, save_safetensors
 
 def test_round_trip_keeps_values_dtypes_and_metadata(tmp_path):
     base = torch.arange(12.0).reshape(3, 4)
-    tensors = {"whole": base, "same": base, "view": base[:, 1], "half": base.half(), "scalar": torch.tensor(2.0)}
+    tensors = {
+        "whole": base,
+        "same": base,
+        "view": base[:, 1],
+        "half": base.half(),
+        "scalar": torch.tensor(2.0),
+    }
     path = save_safetensors(tmp_path / "new" / "x.safetensors", tensors, {"name": "Zoë"})
     loaded, metadata = load_safetensors(path)
     assert metadata == {"name": "Zoë"}
@@ -45,10 +51,15 @@ def test_missing_truncated_foreign_and_pickled_files(tmp_path):
     with pytest.raises(CheckpointError, match="no such file"):
         load_safetensors(tmp_path / "absent.safetensors")
     whole = save_safetensors(tmp_path / "whole.safetensors", {"x": torch.zeros(100)}).read_bytes()
-    for name, content in {"cut": whole[:-50], "header": whole[:20], "text": b"hello there", "empty": b""}.items():
+    for name, content in {
+        "cut": whole[:-50],
+        "header": whole[:20],
+        "text": b"hello there",
+        "empty": b"",
+    }.items():
         path = tmp_path / f"{name}.safetensors"
         path.write_bytes(content)
-        with pytest.raises(CheckpointError, match="truncated or not .safetensors"):
+        with pytest.raises(CheckpointError, match=r"truncated or not \.safetensors"):
             load_safetensors(path)
     torch.save({"x": torch.zeros(2)}, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="pickle"):
