@@ -1,0 +1,267 @@
+"""LAE, the LoRA weight autoencoder: normalised flat weights <-> LoRA latent.
+
+1-D convolutions are the paper's main compression layers. A plain convolution over the flat vector fails, because flat
+order is not spatial; so every tensor of the layout is cut into tokens, every (layer, token) position has its own linear
+map, and the convolutions run over the sequence of tokens.
+
+Letters: B identities, P parameters of one LoRA, T weight tokens, L numbers in a weight token, W token width,
+D width, S latent tokens, C latent channels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .errors import DiffLoRAError, LayoutError
+from .layout import LoraLayout
+
+
+@dataclass(frozen=True)
+class LaeConfig:
+    """Sizes and loss of the autoencoder; saved in the checkpoint.
+
+    The position-specific maps hold about 2 x P x token_width numbers: token_width is what keeps SDXL affordable
+    (P 5.8 M at rank 4: 46 M with token_width 4), token_size only sets the length of the sequence.
+
+    Args:
+        latent_tokens: length of the latent (S).
+        latent_channels: channels of each latent token (C).
+        token_size: tensors are cut into equal tokens of at most this many numbers (L).
+        token_width: width of a weight token behind its own linear map (W).
+        width: channels of the convolutions (D).
+        stages: strided convolutions on the way down to latent_tokens, >= 1.
+        blocks_per_stage: residual blocks before each of them.
+        weight_preserving: lambda of the weight-preserving loss; 0 is plain reconstruction.
+        weight_cap: upper end of a weight in that loss.
+    """
+
+    latent_tokens: int = 16
+    latent_channels: int = 16
+    token_size: int = 512
+    token_width: int = 32
+    width: int = 128
+    stages: int = 2
+    blocks_per_stage: int = 1
+    weight_preserving: float = 1.0
+    weight_cap: float = 5.0
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be built."""
+        for name in ("latent_tokens", "latent_channels", "token_size", "token_width", "width", "stages"):
+            if getattr(self, name) < 1:
+                raise DiffLoRAError(f"LaeConfig.{name} is {getattr(self, name)}: it must be at least 1")
+
+
+def token_index(layout: LoraLayout, token_size: int) -> Tensor:
+    """Where the numbers of each token lie in the flat vector.
+
+    Args:
+        layout: the tensors to cut; no token spans two of them.
+        token_size: longest token.
+
+    Returns:
+        (T, L) int64 positions in the flat vector; P (one past its end) is padding.
+    """
+    tokens = []
+    for tensor in layout.tensors:
+        size = tensor.stop - tensor.start
+        step = math.ceil(size / math.ceil(size / token_size))  # equal pieces instead of a short last one
+        tokens += [
+            range(start, min(start + step, tensor.stop)) for start in range(tensor.start, tensor.stop, step)
+        ]
+    index = torch.full((len(tokens), max(map(len, tokens))), layout.num_parameters)  # (T, L)
+    for row, token in enumerate(tokens):
+        index[row, : len(token)] = torch.arange(token.start, token.stop)
+    return index
+
+
+def choose_strides(num_tokens: int, latent_tokens: int, stages: int) -> list[int]:
+    """Strides, as equal as possible, that take at least num_tokens to latent_tokens in `stages` steps."""
+    strides, factor = [], math.ceil(num_tokens / latent_tokens)
+    for stage in range(stages):
+        stride = math.ceil(round(factor ** (1 / (stages - stage)), 6))
+        factor = math.ceil(factor / stride)
+        strides.append(stride)
+    return strides
+
+
+class ResidualBlock(nn.Module):
+    """Two 1-D convolutions over the token sequence."""
+
+    def __init__(self, width: int) -> None:
+        """The second convolution starts at zero: the block starts as the identity."""
+        super().__init__()
+        groups = math.gcd(8, width)
+        self.layers = nn.Sequential(
+            nn.GroupNorm(groups, width),
+            nn.SiLU(),
+            nn.Conv1d(width, width, 3, padding=1),
+            nn.GroupNorm(groups, width),
+            nn.SiLU(),
+            nn.Conv1d(width, width, 3, padding=1),
+        )
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(self.layers[-1].bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, T) -> (B, D, T)."""
+        return x + self.layers(x)
+
+
+class TokenMixer(nn.Module):
+    """An MLP across the latent tokens (MLP-Mixer, 2105.01601): identity is spread over all layers, convolutions are local."""
+
+    def __init__(self, width: int, tokens: int) -> None:
+        """Hidden size four times the tokens."""
+        super().__init__()
+        self.norm = nn.GroupNorm(math.gcd(8, width), width)
+        self.layers = nn.Sequential(nn.Linear(tokens, 4 * tokens), nn.GELU(), nn.Linear(4 * tokens, tokens))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, S) -> (B, D, S)."""
+        return x + self.layers(self.norm(x))
+
+
+class WeightsToTokens(nn.Module):
+    """Flat weights -> tokens, each through its own linear map."""
+
+    def __init__(self, index: Tensor, num_parameters: int, width: int) -> None:
+        """`index` (T, L) from `token_index`; one (L, W) map and one bias, its (layer, token) position, per token."""
+        super().__init__()
+        self.register_buffer("index", index, persistent=False)
+        length = index.shape[1]
+        scale = (
+            (index < num_parameters).sum(dim=1).float().rsqrt()[:, None, None]
+        )  # (T, 1, 1); unit variance stays
+        self.maps = nn.Parameter(torch.randn(index.shape[0], length, width) * scale)
+        self.position = nn.Parameter(torch.randn(index.shape[0], width) * 0.02)
+
+    def forward(self, flat_weights: Tensor) -> Tensor:
+        """(B, P) -> (B, T, W)."""
+        padded = torch.nn.functional.pad(flat_weights, (0, 1))  # (B, P + 1); padding tokens read the 0
+        tokens = padded[:, self.index].transpose(0, 1)  # (T, B, L)
+        return torch.baddbmm(self.position[:, None], tokens, self.maps).transpose(0, 1)  # (B, T, W)
+
+
+class TokensToWeights(nn.Module):
+    """Tokens, each through its own linear map -> flat weights; the mirror of `WeightsToTokens`."""
+
+    def __init__(self, index: Tensor, num_parameters: int, width: int) -> None:
+        """`index` (T, L) from `token_index`; one (W, L) map per token and a bias per number."""
+        super().__init__()
+        real = (
+            index.flatten() < num_parameters
+        )  # (T * L,); tokens lie in flat order, so selecting is un-padding
+        self.register_buffer("real", real.nonzero().squeeze(1), persistent=False)
+        self.maps = nn.Parameter(torch.randn(index.shape[0], width, index.shape[1]) * width**-0.5)
+        self.bias = nn.Parameter(torch.zeros(num_parameters))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T, W) -> (B, P)."""
+        weights = torch.bmm(tokens.transpose(0, 1), self.maps).transpose(0, 1)  # (B, T, L)
+        return weights.flatten(1)[:, self.real] + self.bias  # (B, P)
+
+
+class LoraAutoencoder(nn.Module):
+    """The LAE: `encode` (B, P) -> (B, S, C) and `decode` (B, S, C) -> (B, P), both on normalised weights."""
+
+    def __init__(self, layout: LoraLayout, config: LaeConfig) -> None:
+        """Cut the layout into tokens and build encoder and mirrored decoder."""
+        super().__init__()
+        self.config = config
+        self.num_parameters = layout.num_parameters
+        index = token_index(layout, config.token_size)  # (T, L)
+        strides = choose_strides(len(index), config.latent_tokens, config.stages)
+        self.num_tokens, width = len(index), config.width
+        self.padded_tokens = config.latent_tokens * math.prod(strides)
+
+        self.weights_to_tokens = WeightsToTokens(index, layout.num_parameters, config.token_width)
+        self.tokens_to_weights = TokensToWeights(index, layout.num_parameters, config.token_width)
+
+        down: list[nn.Module] = [nn.Conv1d(config.token_width, width, 3, padding=1)]
+        up: list[nn.Module] = [TokenMixer(width, config.latent_tokens)]
+        for stride, mirrored in zip(strides, reversed(strides), strict=True):
+            down += [ResidualBlock(width) for _ in range(config.blocks_per_stage)]
+            down += [nn.Conv1d(width, width, stride, stride)]
+            up += [nn.ConvTranspose1d(width, width, mirrored, mirrored)]
+            up += [ResidualBlock(width) for _ in range(config.blocks_per_stage)]
+        down += [TokenMixer(width, config.latent_tokens)]
+        up += [nn.Conv1d(width, config.token_width, 3, padding=1)]
+        self.down, self.up = nn.Sequential(*down), nn.Sequential(*up)
+        self.to_latent = nn.Linear(width, config.latent_channels)
+        self.from_latent = nn.Linear(config.latent_channels, width)
+        self.latent_position = nn.Parameter(torch.randn(config.latent_tokens, width) * 0.02)
+
+    def encode(self, flat_weights: Tensor) -> Tensor:
+        """Compress.
+
+        Args:
+            flat_weights: (B, P) normalised.
+
+        Returns:
+            (B, S, C) latent, not yet standardised.
+
+        Raises:
+            LayoutError: P is not the layout's.
+        """
+        if flat_weights.shape[-1] != self.num_parameters:
+            raise LayoutError(
+                f"the LoRA has {flat_weights.shape[-1]} numbers, this autoencoder was built for {self.num_parameters}: "
+                "use LoRAs of the base model and rank that the autoencoder was trained on"
+            )
+        x = self.weights_to_tokens(flat_weights)  # (B, T, W)
+        x = torch.nn.functional.pad(x, (0, 0, 0, self.padded_tokens - self.num_tokens))  # (B, T', W)
+        x = self.down(x.transpose(1, 2))  # (B, D, S)
+        return self.to_latent(x.transpose(1, 2))  # (B, S, C)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Expand.
+
+        Args:
+            latent: (B, S, C), not standardised.
+
+        Returns:
+            (B, P) normalised flat weights.
+        """
+        x = self.from_latent(latent) + self.latent_position  # (B, S, D)
+        x = self.up(x.transpose(1, 2))  # (B, W, T')
+        return self.tokens_to_weights(x.transpose(1, 2)[:, : self.num_tokens])  # (B, P)
+
+    def decoder_parameters(self) -> list[nn.Parameter]:
+        """Everything `decode` uses, for training it further while the encoder is frozen."""
+        modules = (self.from_latent, self.up, self.tokens_to_weights)
+        return [self.latent_position, *(parameter for module in modules for parameter in module.parameters())]
+
+
+def lae_loss(reconstruction: Tensor, target: Tensor, weight_preserving: float, weight_cap: float) -> Tensor:
+    """Reconstruction and weight-preserving loss in one weighted squared error.
+
+    loss_b = sum_p a_bp (w_bp - w'_bp)^2 / sum_p a_bp   with   a_bp = min(1 + lambda |w_bp| / mean_p |w_bp|, cap).
+
+    The paper names both terms and shows that the *large* weights carry identity, but its exact formula is not public:
+    this is our reading. It is measured on normalised weights, and dividing by the sum of the weights keeps the learning
+    rate comparable between values of lambda. In the prototype lambda 1 lowered R2 and raised the identity similarity of
+    decoded LoRAs: it counters shrinkage.
+
+    Args:
+        reconstruction: (B, P). target: (B, P), both normalised.
+        weight_preserving: lambda, >= 0.
+        weight_cap: largest weight of a number.
+
+    Returns:
+        (B,) loss per identity.
+    """
+    magnitude = target.abs()  # (B, P)
+    relative = magnitude / magnitude.mean(dim=-1, keepdim=True).clamp_min(1e-12)  # (B, P)
+    importance = (1 + weight_preserving * relative).clamp(max=weight_cap)  # (B, P)
+    error = (reconstruction - target).square()  # (B, P)
+    return (importance * error).sum(dim=-1) / importance.sum(dim=-1)  # (B,)
+
+
+def explained_variance(reconstruction: Tensor, target: Tensor) -> Tensor:
+    """R2 against predicting 0, the mean of normalised weights: (B, P) twice -> 0-d. 1 is perfect, 0 is the mean LoRA."""
+    return 1 - (reconstruction - target).square().sum() / target.square().sum().clamp_min(1e-12)

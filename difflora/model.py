@@ -1,0 +1,276 @@
+"""DiffLoRA: photos of a person in, a LoRA out. The library's front door.
+
+Letters: B identities, N photos, T latent tokens, P parameters of one LoRA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import Checkpoint, Recommended, load_checkpoint
+from .diffusion import Progress, draw_noise
+from .errors import CheckpointError, DiffLoRAError, FaceModelError
+from .features import FaceAnalyzer, IdentityFeatures, ImageEncoder, encode_photos
+from .layout import LoraLayout, SharedDown
+from .lora import Lora
+from .photos import Photo, as_photos
+
+# The embedded world's trained files: what `DiffLoRA.load()` loads when nothing else is named.
+EMBEDDED = Path(__file__).parent / "synthetic" / "weights"
+EMBEDDED_CHECKPOINT = EMBEDDED / "difflora.safetensors"
+EMBEDDED_FACE_PACKS = EMBEDDED / "face_pack" / "models"
+EMBEDDED_IMAGE_ENCODER = EMBEDDED / "image_encoder"
+
+DEFAULT_NUM_STEPS = Recommended().num_steps
+DEFAULT_GUIDANCE_SCALE = Recommended().guidance_scale
+
+
+class DiffLoRA:
+    """A loaded checkpoint with its face models.
+
+    ```python
+    model = DiffLoRA.load()
+    lora = model.generate(model.encode(["photo.png"]), seed=0)
+    lora.save("person.safetensors")
+    ```
+
+    Args:
+        checkpoint: networks, layout, names.
+        face_analyzer: finds and embeds faces; None if `encode` is not needed.
+        image_encoder: image features; None if `encode` is not needed.
+
+    Raises:
+        FaceModelError: the face models are not those that the checkpoint was trained with.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        face_analyzer: FaceAnalyzer | None = None,
+        image_encoder: ImageEncoder | None = None,
+    ) -> None:
+        """Check that checkpoint and face models belong together."""
+        width = checkpoint.networks.config.mif.image_width
+        if face_analyzer is not None and face_analyzer.name != checkpoint.face_pack:
+            raise FaceModelError(
+                f"the face pack is {face_analyzer.name!r}, but the checkpoint was trained with "
+                f"{checkpoint.face_pack!r}: give the folder of that pack"
+            )
+        if image_encoder is not None and image_encoder.width != width:
+            raise FaceModelError(
+                f"the image encoder's features are {image_encoder.width} wide, the checkpoint needs {width}: "
+                f"give the folder of {checkpoint.image_encoder!r}"
+            )
+        self.checkpoint = checkpoint
+        self.face_analyzer, self.image_encoder = face_analyzer, image_encoder
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path | None = None,
+        face_pack: str | Path | None = None,
+        image_encoder: str | Path | None = None,
+        device: torch.device | str = "cpu",
+    ) -> DiffLoRA:
+        """Load a checkpoint and its face models.
+
+        Args:
+            path: DiffLoRA checkpoint; by default the embedded synthetic world's.
+            face_pack: folder of the insightface model pack that the checkpoint names; embedded ones are found.
+            image_encoder: folder of the CLIP vision tower that it names; goes with the face pack.
+            device: where the networks run.
+
+        Returns:
+            The model. Without face models (a foreign pack, no folder given) it generates from features only.
+
+        Raises:
+            CheckpointError: missing, truncated or foreign checkpoint.
+            FaceModelError: face models are missing or not the checkpoint's.
+        """
+        if path is None and not EMBEDDED_CHECKPOINT.is_file():
+            raise CheckpointError(
+                f"the embedded checkpoint {EMBEDDED_CHECKPOINT} is missing: clone the repository again, or train it "
+                "with python -m training.train_world, make_loras, train_lae and train_dit"
+            )
+        checkpoint = load_checkpoint(EMBEDDED_CHECKPOINT if path is None else path, device)
+        embedded_pack = EMBEDDED_FACE_PACKS / checkpoint.face_pack
+        if face_pack is None and embedded_pack.is_dir():
+            face_pack, image_encoder = embedded_pack, image_encoder or EMBEDDED_IMAGE_ENCODER
+        return cls(
+            checkpoint,
+            FaceAnalyzer(face_pack) if face_pack is not None else None,
+            ImageEncoder(image_encoder, device) if image_encoder is not None else None,
+        )
+
+    @property
+    def layout(self) -> LoraLayout:
+        """What a LoRA of this model is."""
+        return self.checkpoint.layout
+
+    @property
+    def shared_down(self) -> SharedDown | None:
+        """The `lora_down` of every module that all LoRAs of this model share."""
+        return self.checkpoint.shared_down
+
+    @property
+    def recommended(self) -> Recommended:
+        """Strength and sampler settings that were best on validation people."""
+        return self.checkpoint.recommended
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """What a host may move between devices; the model follows."""
+        return {"difflora": self.checkpoint.networks}
+
+    def encode(self, photos: Photo | Sequence[Photo], progress: Progress | None = None) -> IdentityFeatures:
+        """Features of one person.
+
+        Args:
+            photos: one photo or N photos of the same person: paths, PIL images, arrays, tensors.
+            progress: called with (photos done, N) after each photo; raise from it to stop.
+
+        Returns:
+            Features (N, 512) and (N, C), with a report for every photo.
+
+        Raises:
+            PhotoError: a photo is unusable.
+            NoFaceError: a photo has no face.
+            FaceModelError: the model was loaded without face models.
+        """
+        if self.face_analyzer is None or self.image_encoder is None:
+            raise FaceModelError(
+                f"this model was loaded without face models: pass face_pack= (the folder of "
+                f"{self.checkpoint.face_pack!r}) and image_encoder= (of {self.checkpoint.image_encoder!r}) to load"
+            )
+        loaded = as_photos(photos)
+        features = encode_photos(loaded, self.face_analyzer, self.image_encoder)
+        for done in range(len(loaded)):  # all photos went through in one batch
+            if progress is not None:
+                progress(done + 1, len(loaded))
+        return features
+
+    def generate(
+        self,
+        features: IdentityFeatures,
+        seed: int = 0,
+        num_steps: int | None = None,
+        guidance_scale: float | None = None,
+        noise_scale: float | None = None,
+        progress: Progress | None = None,
+    ) -> Lora:
+        """Sample the LoRA of one person.
+
+        Args:
+            features: from `encode`.
+            seed: chooses one of the LoRAs that fit the photos.
+            num_steps: sampler steps; None is the checkpoint's recommendation, as for the next two.
+            guidance_scale: how much the photos count, 1 is plain.
+            noise_scale: 1 samples, 0 gives the mean prediction (then the seed has no effect).
+            progress: called with (steps done, num_steps); raise from it to stop.
+
+        Returns:
+            The LoRA; its metadata say how it was made and which strength was best on validation people.
+
+        Raises:
+            DiffLoRAError: no photo, or features of other encoders.
+        """
+        flat_weights = self.generate_weights(
+            [features], seed, num_steps, guidance_scale, noise_scale, progress
+        )
+        used = self._settings(num_steps, guidance_scale, noise_scale)
+        metadata = {
+            "ss_base_model_version": self.checkpoint.base_model,
+            "modelspec.title": "DiffLoRA",
+            "modelspec.architecture": f"{self.checkpoint.base_model}/lora",
+            "difflora.recommended_strength": f"{used.strength:g}",
+            "difflora.seed": str(seed),
+            "difflora.num_steps": str(used.num_steps),
+            "difflora.guidance_scale": f"{used.guidance_scale:g}",
+            "difflora.noise_scale": f"{used.noise_scale:g}",
+            "difflora.num_photos": str(len(features)),
+        }
+        down = self.shared_down
+        shared_down = None if down is None else {name: tensor.cpu() for name, tensor in down.items()}
+        return Lora.from_flat(self.layout, flat_weights[0].cpu(), shared_down, metadata)
+
+    @torch.no_grad()
+    def generate_weights(
+        self,
+        people: Sequence[IdentityFeatures],
+        seed: int = 0,
+        num_steps: int | None = None,
+        guidance_scale: float | None = None,
+        noise_scale: float | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Sample the LoRAs of several people at once, each from the same starting noise as alone.
+
+        Args:
+            people: features of B people, of any number of photos each.
+            seed: as in `generate`, and so are the rest.
+            num_steps: sampler steps.
+            guidance_scale: how much the photos count.
+            noise_scale: of the starting noise.
+            progress: called with (steps done, num_steps).
+
+        Returns:
+            Flat weights (B, P), float32, on the networks' device.
+
+        Raises:
+            DiffLoRAError: a person without a photo, or features of other encoders.
+        """
+        if not people or any(len(features) == 0 for features in people):
+            raise DiffLoRAError(
+                "a person without a usable photo: give at least one photo with a visible face"
+            )
+        settings = self._settings(num_steps, guidance_scale, noise_scale)
+        networks = self.checkpoint.networks
+        device = networks.latent_mean.device
+        condition = networks.condition(*pad_photos(people, device))  # (B, D), (B, S, D)
+        generator = torch.Generator().manual_seed(seed)
+        noise = draw_noise(tuple(networks.latent_mean.shape), generator, device)  # (T, C)
+        latent = networks.sample(
+            condition,
+            noise.expand(len(people), -1, -1),
+            settings.num_steps,
+            settings.guidance_scale,
+            settings.noise_scale,
+            progress,
+        )  # (B, T, C)
+        return networks.decode_latents(latent)  # (B, P)
+
+    def _settings(
+        self, num_steps: int | None, guidance_scale: float | None, noise_scale: float | None
+    ) -> Recommended:
+        recommended = self.recommended
+        return replace(
+            recommended,
+            num_steps=recommended.num_steps if num_steps is None else num_steps,
+            guidance_scale=recommended.guidance_scale if guidance_scale is None else guidance_scale,
+            noise_scale=recommended.noise_scale if noise_scale is None else noise_scale,
+        )
+
+
+def pad_photos(
+    people: Sequence[IdentityFeatures], device: torch.device | str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Batch people with different numbers of photos.
+
+    Args:
+        people: features of B people.
+        device: of the result.
+
+    Returns:
+        face (B, N, 512), image (B, N, C), mask (B, N) true where there is a photo; N is the largest number of photos.
+    """
+    pad = nn.utils.rnn.pad_sequence
+    face = pad([features.face_embedding.float() for features in people], batch_first=True)  # (B, N, 512)
+    image = pad([features.image_features.float() for features in people], batch_first=True)  # (B, N, C)
+    counts = torch.tensor([len(features) for features in people])  # (B,)
+    mask = torch.arange(face.shape[1]) < counts[:, None]  # (B, N)
+    return face.to(device), image.to(device), mask.to(device)
