@@ -33,7 +33,7 @@ def test_ridge_equals_least_squares_with_the_penalty_as_extra_rows(generator):
     x, y = torch.randn(40, 6, generator=generator), torch.randn(40, 3, generator=generator)
     ridge = RidgeRegression.fit(x, y, regulariser=0.2)
     x_c, y_c = x - x.mean(0), y - y.mean(0)
-    penalty = (0.2 * x_c.square().sum(0).mean()).sqrt() * torch.eye(6)  # |W|^2 as residuals of rows that want 0
+    penalty = (0.2 * x_c.square().sum(0).mean()).sqrt() * torch.eye(6)  # |W|^2 as residuals
     rows, wanted = torch.cat([x_c, penalty]), torch.cat([y_c, torch.zeros(6, 3)])
     assert torch.allclose(ridge.weights, torch.linalg.lstsq(rows, wanted).solution, atol=1e-5)
     assert torch.allclose(ridge.predict(x.mean(0, keepdim=True)), y.mean(0, keepdim=True), atol=1e-6)

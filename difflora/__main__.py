@@ -1,0 +1,123 @@
+"""Command line: `python -m difflora demo` and `python -m difflora personalize PHOTO... --out FILE`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import DiffLoRAError
+
+USER_ERROR = 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m difflora", description="Photos of a person in, a LoRA that draws this person out."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--seed", type=int, default=0, help="the same seed gives the same LoRA (default 0)")
+    shared.add_argument(
+        "--device", default="auto", help="cpu, cuda, mps, ... (default: a GPU if torch sees one, else cpu)"
+    )
+
+    demo = commands.add_parser(
+        "demo", parents=[shared], help="the whole chain on a rendered person, offline, in under a minute"
+    )
+    demo.add_argument("--out", type=Path, default=Path("demo_output"), help="folder (default demo_output)")
+    demo.add_argument("--person", type=int, default=0, help="which unseen person, 0, 1, 2, ... (default 0)")
+    demo.add_argument("--strength", type=float, help="of the LoRA (default: what its checkpoint recommends)")
+
+    person = commands.add_parser("personalize", parents=[shared], help="photos of one person -> a LoRA file")
+    person.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="photos of the same person")
+    person.add_argument("--out", type=Path, required=True, help="LoRA file to write, .safetensors")
+    person.add_argument("--checkpoint", type=Path, help="of DiffLoRA (default: the synthetic world's)")
+    person.add_argument("--face-pack", type=Path, help="folder of an insightface model pack")
+    person.add_argument("--image-encoder", type=Path, help="folder of a CLIP vision model")
+    person.add_argument("--steps", type=int, help="sampling steps (default: what the checkpoint recommends)")
+    person.add_argument("--guidance", type=float, help="1 is plain sampling, more exaggerates the likeness")
+    return parser
+
+
+def demo(args: argparse.Namespace) -> None:
+    """Run the demo and say what came out."""
+    from .demo import run_demo
+
+    device = choose_device(args.device)
+    report = run_demo(args.out, args.person, args.seed, args.strength, device, announce=print)
+    print()
+    measures = {"identity similarity": report.identity_similarity, "prompt accuracy": report.prompt_accuracy}
+    for measure, rows in measures.items():
+        print(f"{measure:<19} {rows['base_model']:5.2f} base model {rows['personalised']:5.2f} with LoRA")
+    print(f"\nLook at {args.out / 'grid.png'}; the numbers are in report.json, the LoRA in lora.safetensors.")
+
+
+def personalize(args: argparse.Namespace) -> None:
+    """Make a LoRA file from photos."""
+    if args.out.suffix != ".safetensors":
+        raise DiffLoRAError(f"--out {args.out} should end with .safetensors")
+    for photo in args.photos:
+        if not photo.is_file():
+            raise DiffLoRAError(f"no photo at {photo}: check the path")
+    from .model import DiffLoRA
+
+    model = DiffLoRA.load(
+        args.checkpoint,
+        face_pack=args.face_pack,
+        image_encoder=args.image_encoder,
+        device=choose_device(args.device),
+    )
+    features = model.encode(args.photos)
+    for face in features.faces:
+        print(f"{args.photos[face.photo]}: {face.reason}")
+    chosen = {"num_steps": args.steps, "guidance_scale": args.guidance}
+    lora = model.generate(features, seed=args.seed, **{k: v for k, v in chosen.items() if v is not None})
+    lora.save(args.out)
+    checkpoint = model.checkpoint
+    print(f"wrote {args.out}: for {checkpoint.base_model}, best strength {checkpoint.recommended.strength:g}")
+
+
+def choose_device(name: str) -> str:
+    """A device that torch has.
+
+    Raises:
+        DiffLoRAError: torch does not know it or cannot use it here.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
+        reason = str(error).splitlines()[0]
+        raise DiffLoRAError(f"device {name!r} cannot be used here ({reason}): try --device cpu") from error
+    return name
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: as typed after `python -m difflora`; those of the process by default.
+
+    Returns:
+        0, or 2 after an error that the user can mend, told in one line.
+    """
+    args = build_parser().parse_args(arguments)
+    try:
+        {"demo": demo, "personalize": personalize}[args.command](args)
+    except (DiffLoRAError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Sheets of labelled pictures, drawn with PIL.
+
+Letters: H, W height and width of a picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+PAPER, INK, FAINT = (255, 255, 255), (28, 30, 34), (122, 126, 134)
+GAP, MARGIN = 6, 14
+"""Pixels between pictures, and around the sheet."""
+LABEL_PX, DETAIL_PX = 16, 13
+LINE = DETAIL_PX + 5
+
+
+@dataclass(frozen=True)
+class SheetRow:
+    """One row of a sheet: a label, fainter lines below it, and a picture (or None) per column."""
+
+    label: str
+    pictures: Sequence[Image.Image | None]
+    details: Sequence[str] = ()
+
+
+def to_image(picture: Tensor) -> Image.Image:
+    """A picture (3, H, W) in [-1, 1] as 8-bit RGB."""
+    pixels = ((picture.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()  # (3, H, W)
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def enlarge(image: Image.Image, side: int) -> Image.Image:
+    """A square of `side` pixels, smoothly: small pictures shown as hard squares are hard to see as faces."""
+    return image.resize((side, side), Image.Resampling.LANCZOS)
+
+
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """PIL's own font: the same on every machine."""
+    return ImageFont.load_default(size)
+
+
+def draw_grid(
+    columns: Sequence[Sequence[str]], rows: Sequence[SheetRow], side: int = 144, label_width: int = 150
+) -> Image.Image:
+    """Rows of pictures with a heading per column and a label per row.
+
+    Args:
+        columns: lines of each heading; the first line is the strongest.
+        rows: what to show; a row may have fewer pictures than there are columns.
+        side: pixels of a picture in the sheet.
+        label_width: pixels for the rows' labels.
+
+    Returns:
+        RGB image.
+    """
+    head = MARGIN + max((len(lines) for lines in columns), default=0) * LINE  # where the pictures begin
+    left = MARGIN + label_width
+    size = (left + len(columns) * (side + GAP) - GAP + MARGIN, head + len(rows) * (side + GAP) - GAP + MARGIN)
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for index, lines in enumerate(columns):
+        for number, text in enumerate(lines):
+            x, y = left + index * (side + GAP), head - (len(lines) - number) * LINE
+            draw.text((x + 1, y), text, INK if number == 0 else FAINT, font(DETAIL_PX))
+    for index, row in enumerate(rows):
+        y = head + index * (side + GAP)
+        middle = y + (side - LABEL_PX - len(row.details) * LINE) // 2
+        draw.text((MARGIN, middle), row.label, INK, font(LABEL_PX))
+        for number, text in enumerate(row.details):
+            draw.text((MARGIN, middle + LABEL_PX + 5 + number * LINE), text, FAINT, font(DETAIL_PX))
+        for column, picture in enumerate(row.pictures):
+            if picture is not None:
+                sheet.paste(enlarge(picture, side), (left + column * (side + GAP), y))
+    return sheet
+
+
+def beside(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Two images side by side, the left one at the bottom of the common height."""
+    height = max(left.height, right.height)
+    both = Image.new("RGB", (left.width + right.width, height), PAPER)
+    both.paste(left, (0, height - left.height))
+    both.paste(right, (left.width, height - right.height))
+    return both
