@@ -12,34 +12,17 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .base_model import BaseModel
 from .batched import batched_lora
 from .errors import LayoutError
 from .layout import LoraLayout, SharedDown, init_shared_down, orthogonal_rows
 
 Progress = Callable[[int, int, float], None]  # (steps done, steps in all, mean loss); may raise to interrupt
 AUTOCAST_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class FrozenBase(Protocol):
-    """What training needs of a base model (`BaseModel` has it)."""
-
-    @property
-    def denoiser(self) -> nn.Module:
-        """The network that LoRAs patch."""
-
-    @property
-    def alphas_cumprod(self) -> Tensor:
-        """Noise schedule, (times,)."""
-
-    def denoising_loss(
-        self, image_latents: Tensor, prompt_embeds: Tensor, timesteps: Tensor, noise: Tensor
-    ) -> Tensor:
-        """Loss of each row: (rows, C, h, w), (rows, T, W), (rows,), (rows, C, h, w) -> (rows,)."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +68,7 @@ class LoraTrainingConfig:
 
 
 def train_loras(
-    base: FrozenBase,
+    base: BaseModel,
     layout: LoraLayout,
     image_latents: Tensor,
     prompt_embeds: Tensor,
@@ -129,7 +112,7 @@ def train_loras(
 
 
 def learn_shared_down(
-    base: FrozenBase,
+    base: BaseModel,
     layout: LoraLayout,
     image_latents: Tensor,
     prompt_embeds: Tensor,
@@ -175,7 +158,7 @@ def learn_shared_down(
 
 
 def optimise(
-    base: FrozenBase,
+    base: BaseModel,
     layout: LoraLayout,
     image_latents: Tensor,
     prompt_embeds: Tensor,
@@ -197,9 +180,9 @@ def optimise(
     averaged = 0
     batches = common_batches(base, image_latents, prompt_embeds, config, generator)
     for step in range(config.num_steps):
-        x0, prompts, timesteps, noise = next(batches)
+        x0, prompts, noise, timesteps = next(batches)
         with batched_lora(base.denoiser, layout, flat, shared_down), autocast(config.precision, x0.device):
-            losses = base.denoising_loss(x0, prompts, timesteps, noise)  # (B*K,)
+            losses = base.denoising_loss(x0, prompts, noise, timesteps)  # (B*K,)
         loss = losses.float().unflatten(0, (len(flat), -1)).mean(dim=1).sum()  # sum over B of means over K
         for tensor, gradient in zip(trained, torch.autograd.grad(loss, trained), strict=True):
             tensor.grad = gradient  # not loss.backward(): the base model gets no gradients
@@ -218,7 +201,7 @@ def optimise(
 
 
 def common_batches(
-    base: FrozenBase,
+    base: BaseModel,
     image_latents: Tensor,
     prompt_embeds: Tensor,
     config: LoraTrainingConfig,
@@ -227,7 +210,7 @@ def common_batches(
     """Endless training rows, identity-major, with the same pictures, times and noise for all identities.
 
     Yields:
-        image latents (B*K, C, h, w), prompt embeddings (B*K, T, W), timesteps (B*K,), noise (B*K, C, h, w).
+        image latents (B*K, C, h, w), prompt embeddings (B*K, T, W), noise (B*K, C, h, w), timesteps (B*K,).
     """
     identities, num_pictures = image_latents.shape[:2]
     count = config.pictures_per_step
@@ -245,8 +228,8 @@ def common_batches(
         yield (
             image_latents[:, chosen].flatten(0, 1),  # (B*K, C, h, w)
             prompts[:, chosen].flatten(0, 1),  # (B*K, T, W)
-            timesteps.repeat(identities),  # (B*K,)
             noise.repeat(identities, 1, 1, 1),  # (B*K, C, h, w)
+            timesteps.repeat(identities),  # (B*K,)
         )
 
 

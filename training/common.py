@@ -137,7 +137,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not JSON ({error}): delete the folder and start anew") from error
 
 
-def compare(found: Any, wanted: Any, name: str = "") -> Iterator[str]:
+def compare(found: object, wanted: object, name: str = "") -> Iterator[str]:
     """Say, one by one, where two JSON values differ."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in sorted(found.keys() | wanted.keys()):
@@ -146,7 +146,7 @@ def compare(found: Any, wanted: Any, name: str = "") -> Iterator[str]:
         yield f"{name} was {shorten(found)}, now {shorten(wanted)}"
 
 
-def shorten(value: Any, limit: int = 60) -> str:
+def shorten(value: object, limit: int = 60) -> str:
     """A value as short text."""
     text = json.dumps(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
@@ -180,10 +180,11 @@ def load_state(path: str | Path, device: str | torch.device = "cpu") -> dict[str
     tensors, metadata = load_safetensors(path, device)
     if STATE_KEY not in metadata:
         raise CheckpointError(f"{path} is not a saved training state: delete it to start anew")
-    return _from_json(json.loads(metadata[STATE_KEY]), tensors)
+    state = _from_json(json.loads(metadata[STATE_KEY]), tensors)
+    return dict(state) if isinstance(state, dict) else {}
 
 
-def _to_json(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _to_json(value: object, tensors: dict[str, Tensor]) -> object:
     if isinstance(value, Tensor):
         key = f"{len(tensors):06d}"
         tensors[key] = value
@@ -199,7 +200,7 @@ def _to_json(value: Any, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(f"cannot save a {type(value).__name__} in a training state")
 
 
-def _from_json(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _from_json(value: object, tensors: Mapping[str, Tensor]) -> object:
     if not isinstance(value, dict):
         return value
     [(kind, content)] = value.items()

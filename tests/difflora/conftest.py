@@ -13,7 +13,7 @@ class TinyBase:
     denoiser: torch.nn.Module
     alphas_cumprod: torch.Tensor
 
-    def denoising_loss(self, image_latents, prompt_embeds, timesteps, noise):
+    def denoising_loss(self, image_latents, prompt_embeds, noise, timesteps):
         alpha = self.alphas_cumprod[timesteps][:, None, None, None]
         x_t = alpha.sqrt() * image_latents + (1 - alpha).sqrt() * noise
         x0 = self.denoiser(x_t, timesteps, prompt_embeds).sample

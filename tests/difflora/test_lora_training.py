@@ -51,12 +51,12 @@ def test_loss_falls_and_base_model_stays_as_it_was(setting):
     down = init_shared_down(layout)
     config = dataclasses.replace(CONFIG, num_steps=25, learning_rate=5e-2)
     flat = train_loras(base, layout, latents, prompts, config, seeded(), down)
-    x0, embeds, times, noise = next(common_batches(base, latents, prompts, config, seeded()))
+    x0, embeds, noise, times = next(common_batches(base, latents, prompts, config, seeded()))
     losses = []
     with torch.no_grad():
         for weights in (torch.zeros_like(flat), flat):
             with batched_lora(base.denoiser, layout, weights, down):
-                losses.append(base.denoising_loss(x0, embeds, times, noise).mean())
+                losses.append(base.denoising_loss(x0, embeds, noise, times).mean())
     assert losses[1] < 0.95 * losses[0]
     assert all(torch.equal(before[key], value) for key, value in base.denoiser.state_dict().items())
     assert all(parameter.grad is None for parameter in base.denoiser.parameters())
@@ -123,9 +123,9 @@ def test_batches_are_common_to_all_identities_and_use_every_picture(setting):
     seen = torch.cat([next(batches)[0][:3] for _ in range(5)])  # 5 x 3 pictures of the first identity
     counts = [(seen == picture).flatten(1).all(dim=1).sum() for picture in latents[0]]
     assert counts == [3] * PICTURES  # 15 draws of 5 pictures
-    x0, embeds, times, noise = next(batches)
+    x0, embeds, noise, times = next(batches)
     assert x0.shape == (IDENTITIES * 3, 4, 4, 4)
-    for common in (embeds, times, noise):
+    for common in (embeds, noise, times):
         first, *others = common.unflatten(0, (IDENTITIES, 3))
         assert all(torch.equal(first, other) for other in others)
     assert (times[:3] * 3 // 1000).tolist() == [0, 1, 2]  # one time per stratum

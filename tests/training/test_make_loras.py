@@ -1,0 +1,134 @@
+"""A library grows shard by shard, survives a kill, refuses other settings, ignores how people are batched."""
+
+import argparse
+
+import pytest
+import torch
+
+from difflora.errors import CheckpointError
+from training import make_loras
+from training.library import load_library
+from training.pictures import PhotoFolders, RenderedPeople
+
+
+def make(base, folder, *arguments):
+    common = "--people 5 --batch 2 --pictures 4 --steps 3 --pictures-per-step 2 --rank 2".split()
+    options = make_loras.parse([*common, "--out", str(folder), *arguments])
+    people, count = make_loras.open_people(options)
+    make_loras.run(base, people, count, options)
+
+
+@pytest.fixture
+def library(one_block_base, tmp_path):
+    make(one_block_base, tmp_path / "library")
+    return tmp_path / "library"
+
+
+def test_library_has_everybody_once_and_splits_share_lora_down(one_block_base, library):
+    train = load_library(library)
+    assert train.people.tolist() == [0, 1, 2, 3, 4]
+    assert train.flat.shape == (5, train.layout.num_parameters)
+    assert (train.flat.abs().amax(dim=1) > 0).all()
+    assert len({tuple(row.tolist()) for row in train.flat}) == 5
+    make(one_block_base, library, "--split", "test", "--people", "2")
+    test = load_library(library, "test")
+    assert len(test.flat) == 2
+    assert not torch.equal(test.flat, train.flat[:2])  # other people
+    assert all(torch.equal(train.shared_down[name], test.shared_down[name]) for name in train.shared_down)
+    with pytest.raises(CheckpointError, match="--split validation"):
+        load_library(library, "validation")
+
+
+def test_batch_size_and_workers_do_not_change_the_loras(one_block_base, library, tmp_path):
+    make(one_block_base, tmp_path / "alone", "--batch", "1", "--worker", "1/2")
+    make(one_block_base, tmp_path / "alone", "--batch", "1", "--worker", "0/2")
+    alone, together = load_library(tmp_path / "alone"), load_library(library)
+    assert torch.equal(alone.people, together.people)
+    distance = (alone.flat - together.flat).norm(dim=1) / together.flat.norm(dim=1)
+    assert distance.max() < 1e-3
+
+
+def test_kill_loses_only_the_shard_in_flight(one_block_base, library, monkeypatch):
+    whole = load_library(library)
+    shards = sorted(library.glob("train/shard-*"))
+    kept = shards[0].stat().st_mtime_ns
+    for shard in shards[1:]:
+        shard.unlink()
+    train = make_loras.train_loras
+
+    def train_then_die(*positional, **named):
+        if len(list(library.glob("train/shard-*"))) == 2:
+            raise KeyboardInterrupt
+        return train(*positional, **named)
+
+    monkeypatch.setattr(make_loras, "train_loras", train_then_die)
+    with pytest.raises(KeyboardInterrupt):
+        make(one_block_base, library)
+    assert [path.name for path in sorted(library.glob("train/*.safetensors"))] == [s.name for s in shards[:2]]
+    monkeypatch.setattr(make_loras, "train_loras", train)
+    make(one_block_base, library)
+    assert torch.equal(load_library(library).flat, whole.flat)
+    assert shards[0].stat().st_mtime_ns == kept
+
+
+def test_more_people_complete_the_last_shard(one_block_base, library):
+    before = load_library(library)
+    make(one_block_base, library, "--people", "6")
+    after = load_library(library)
+    assert after.people.tolist() == list(range(6))
+    torch.testing.assert_close(after.flat[:5], before.flat, atol=1e-4, rtol=1e-2)
+
+
+@pytest.mark.parametrize("change", [("--steps", "4"), ("--rank", "3"), ("--seed", "1"), ("--pictures", "5")])
+def test_other_settings_are_refused(one_block_base, library, change):
+    with pytest.raises(CheckpointError, match="other settings"):
+        make(one_block_base, library, *change)
+
+
+def test_another_base_model_is_refused(one_block_base, library):
+    other = type(one_block_base)(one_block_base.denoiser, one_block_base.alphas_cumprod, fingerprint="f" * 16)
+    with pytest.raises(CheckpointError, match="base_model_fingerprint"):
+        make(other, library)
+
+
+def test_learned_down_does_not_depend_on_the_split(one_block_base, tmp_path):
+    for split in ("train", "test"):
+        make(
+            one_block_base,
+            tmp_path / split,
+            *f"--down learned --down-people 2 --down-steps 5 --split {split}".split(),
+        )
+    downs = [load_library(tmp_path / split, split).shared_down for split in ("train", "test")]
+    random = make_loras.init_shared_down(load_library(tmp_path / "train").layout, 0)
+    for name in random:
+        assert torch.equal(downs[0][name], downs[1][name])
+    assert any(not torch.allclose(downs[0][name], random[name], atol=1e-5) for name in random)
+
+
+def test_folders_of_photos(one_block_base, tmp_path):
+    pictures, _ = RenderedPeople("train", 3).pictures([0, 1], 48)
+    from PIL import Image
+
+    for person, own in zip(("ann", "bob"), pictures, strict=True):
+        (tmp_path / "photos" / person).mkdir(parents=True)
+        for k, picture in enumerate(own[: 3 if person == "ann" else 1]):
+            pixels = ((picture + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+            Image.fromarray(pixels).save(tmp_path / "photos" / person / f"{k}.png")
+    (tmp_path / "photos" / "ann" / "1.txt").write_text("ann in the rain\n", encoding="utf-8")
+    folders = PhotoFolders(tmp_path / "photos", 3)
+    loaded, captions = folders.pictures([0, 1], 48)
+    torch.testing.assert_close(loaded[0], pictures[0], atol=0.01, rtol=0)  # 8 bits
+    assert captions[0] == ["a photo of a person", "ann in the rain", "a photo of a person"]
+    assert torch.equal(loaded[1, 0], loaded[1, 2])  # one photo, used again
+    make(one_block_base, tmp_path / "library", "--photos", str(tmp_path / "photos"))
+    assert load_library(tmp_path / "library").people.tolist() == [0, 1]
+    (tmp_path / "photos" / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty has no photos"):
+        PhotoFolders(tmp_path / "photos", 3)
+
+
+def test_worker_names():
+    assert make_loras.parse_worker("1/2") == (1, 2)
+    for wrong in ("2/2", "1", "a/b", "-1/2"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            make_loras.parse_worker(wrong)

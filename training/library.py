@@ -1,0 +1,91 @@
+"""A library of LoRAs on disk: a config, one shared `lora_down`, and shards of flat weights.
+
+    library/config.json                    what the LoRAs were made of, with the layout
+    library/shared_down.safetensors        module -> (R, in)
+    library/train/shard-00000.safetensors  flat_weights (B, P), people (B,); likewise validation/, test/
+
+Letters: B people of a shard, N people of a library, R rank, P parameters of one LoRA.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from difflora.errors import CheckpointError
+from difflora.files import load_safetensors
+from difflora.layout import LoraLayout, check_shapes
+from training.common import read_config
+
+SHARED_DOWN_NAME = "shared_down.safetensors"
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Library:
+    """LoRAs of N people.
+
+    Args:
+        layout: of every LoRA.
+        shared_down: module -> lora_down (R, in).
+        flat: (N, P) float32.
+        people: (N,) int64, index of the person in its split (or folder).
+    """
+
+    layout: LoraLayout
+    shared_down: Mapping[str, Tensor]
+    flat: Tensor
+    people: Tensor
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One batch of people and its file."""
+
+    number: int
+    path: Path
+    people: tuple[int, ...]
+
+    def is_done(self) -> bool:
+        """Whether the file is there, whole, and holds these people."""
+        if not self.path.is_file():
+            return False
+        tensors, _ = load_safetensors(self.path)
+        return tensors["people"].tolist() == list(self.people)
+
+
+def deal_shards(folder: Path, split: str, count: int, batch: int) -> list[Shard]:
+    """Cut people 0 .. count - 1 into batches; the last one may be smaller."""
+    shards = []
+    for number, start in enumerate(range(0, count, batch)):
+        path = folder / split / f"shard-{number:05d}.safetensors"
+        shards.append(Shard(number, path, tuple(range(start, min(start + batch, count)))))
+    return shards
+
+
+def load_library(folder: str | Path, split: str = "train") -> Library:
+    """Read all finished shards of a library.
+
+    Args:
+        folder: what `make_loras --out` wrote.
+        split: sub-folder of the people.
+
+    Raises:
+        CheckpointError: no library, no shards, or a damaged one.
+        LayoutError: shards do not fit the layout.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    layout = LoraLayout.from_json(config["layout"])
+    shared_down, _ = load_safetensors(folder / SHARED_DOWN_NAME)
+    check_shapes({m.name: (layout.rank, m.in_features) for m in layout.modules}, shared_down)
+    shards = [load_safetensors(path)[0] for path in sorted((folder / split).glob("shard-*.safetensors"))]
+    if not shards:
+        raise CheckpointError(
+            f"{folder / split} has no LoRAs yet: run training.make_loras with --split {split}"
+        )
+    flat = torch.cat([shard["flat_weights"] for shard in shards])  # (N, P)
+    layout.unflatten(flat)  # raises if the length is wrong
+    return Library(layout, shared_down, flat, torch.cat([shard["people"] for shard in shards]))

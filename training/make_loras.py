@@ -1,0 +1,285 @@
+"""Train a library of LoRAs, many people at once, one shard file per batch; run it again to go on.
+
+    python -m training.make_loras --people 512                     # the synthetic world
+    python -m training.make_loras --people 64 --split validation   # other people, same library folder
+    python -m training.make_loras --base SD15_FOLDER --photos DIR  # one folder of photos per person
+
+Letters: B people of a shard, n pictures of each, (C, h, w) image latents, (T, W) prompt embeddings.
+"""
+
+import argparse
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from difflora.base_model import BaseModel
+from difflora.errors import DiffLoRAError
+from difflora.files import load_safetensors, save_safetensors
+from difflora.layout import LoraLayout, init_shared_down
+from difflora.lora_training import (
+    AUTOCAST_DTYPES,
+    LoraTrainingConfig,
+    Progress,
+    learn_shared_down,
+    train_loras,
+)
+from training.common import MetricsWriter, open_run, polite_interruption, progress_bar, say
+from training.library import SHARED_DOWN_NAME, SPLITS, Shard, deal_shards
+from training.pictures import People, PhotoFolders, RenderedPeople
+
+
+def training_pictures(base: BaseModel, people: People, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Latents (B, n, C, h, w) and prompt embeddings: (n, T, W) if shared by all, else (B, n, T, W)."""
+    pictures, prompts = people.pictures(list(indices), picture_size(base))  # (B, n, 3, S, S)
+    count = pictures.shape[1]
+    latents = torch.cat([base.encode_images(own) for own in pictures])  # (B*n, C, h, w)
+    if all(own == prompts[0] for own in prompts):
+        prompts = prompts[:1]
+    embeds = torch.cat([base.encode_prompts(own) for own in prompts]).unflatten(
+        0, (-1, count)
+    )  # (1 or B, n, T, W)
+    return latents.unflatten(0, (-1, count)).float(), (embeds[0] if len(embeds) == 1 else embeds).float()
+
+
+def picture_size(base: BaseModel) -> int:
+    """Side of the base model's pictures in pixels."""
+    return base.decode(torch.zeros(1, *base.latent_shape, device=base.device)).shape[-1]
+
+
+def prepare_shared_down(
+    folder: Path, base: BaseModel, layout: LoraLayout, people: People, options: argparse.Namespace
+) -> dict[str, Tensor]:
+    """The library's `lora_down`: read if it exists, else drawn or learned, and saved."""
+    path = folder / SHARED_DOWN_NAME
+    if path.is_file():
+        return load_safetensors(path)[0]
+    if options.down == "learned":
+        if isinstance(people, RenderedPeople):
+            people = dataclasses.replace(people, split="train")  # whatever split comes first
+        latents, prompts = training_pictures(base, people, range(options.down_people))
+        config = dataclasses.replace(training_config(options), num_steps=options.down_steps)
+        generator = torch.Generator().manual_seed(options.seed)
+        with progress_bar(options.down_steps, "lora_down") as bar:
+            progress = show_loss(bar, move=True)
+            down = learn_shared_down(
+                base, layout, latents, prompts, config, generator, options.seed, progress
+            )
+    else:
+        down = init_shared_down(layout, options.seed)
+    save_safetensors(path, down)
+    return down
+
+
+def make_shards(
+    shards: Sequence[Shard],
+    base: BaseModel,
+    layout: LoraLayout,
+    shared_down: Mapping[str, Tensor],
+    people: People,
+    config: LoraTrainingConfig,
+    seed: int,
+    position: int = 0,
+) -> int:
+    """Train and write the shards that are not there yet; a kill loses at most the one in flight.
+
+    Args:
+        shards: of this worker.
+        base: frozen base model.
+        layout: of the LoRAs.
+        shared_down: module -> (R, in).
+        people: their pictures.
+        config: see `LoraTrainingConfig`.
+        seed: of noise and times, the same for every shard.
+        position: line of the progress bar, when several workers share a terminal.
+
+    Returns:
+        Number of LoRAs written.
+    """
+    written = 0
+    missing = [shard for shard in shards if not shard.is_done()]
+    total = sum(len(shard.people) for shard in shards)
+    done = total - sum(len(shard.people) for shard in missing)
+    with progress_bar(total, "LoRAs", done, position) as bar, polite_interruption() as interrupted:
+        for shard in missing:
+            started = time.monotonic()
+            losses: list[float] = []
+            show = show_loss(bar)
+
+            def report(
+                step: int, num_steps: int, loss: float, show: Progress = show, to: list = losses
+            ) -> None:
+                show(step, num_steps, loss)
+                to.append(loss)
+
+            latents, prompts = training_pictures(base, people, shard.people)  # (B, n, C, h, w), (n, T, W)
+            # The same seed for every shard: all people of the library see the same noise and times.
+            generator = torch.Generator().manual_seed(seed)
+            flat = train_loras(
+                base, layout, latents, prompts, config, generator, shared_down, progress=report
+            )
+            tensors = {"flat_weights": flat.cpu(), "people": torch.tensor(shard.people)}  # (B, P), (B,)
+            save_safetensors(shard.path, tensors, {"layout_fingerprint": layout.fingerprint})
+            tail = losses[-max(1, len(losses) // 4) :]
+            with MetricsWriter(shard.path.parent / f"metrics-{position}.jsonl") as metrics:
+                metrics.write(shard.number, loss=sum(tail) / len(tail), seconds=time.monotonic() - started)
+            bar.update(len(shard.people))
+            written += len(shard.people)
+            if interrupted():
+                say("stopped after a whole shard: run the same command again to go on")
+                break
+    return written
+
+
+def show_loss(bar: tqdm, move: bool = False) -> Progress:
+    """Progress callback that shows step and loss beside a bar, and moves it if the bar counts steps."""
+
+    def show(step: int, num_steps: int, loss: float) -> None:
+        bar.set_postfix_str(f"step {step}/{num_steps} loss {loss:.4f}", refresh=False)
+        bar.update(1 if move else 0)
+
+    return show
+
+
+def run_workers(arguments: Sequence[str], workers: int) -> None:
+    """Start one single-threaded process per worker, wait for all of them.
+
+    Raises:
+        DiffLoRAError: a worker failed.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    command = [sys.executable, "-m", "training.make_loras", *arguments]
+    processes = [
+        subprocess.Popen([*command, "--worker", f"{i}/{workers}"], env=environment) for i in range(workers)
+    ]
+    with (
+        polite_interruption()
+    ):  # a Ctrl-C reaches the workers too: they finish their shard, this process waits
+        codes = [process.wait() for process in processes]
+    if any(codes):
+        raise DiffLoRAError(
+            f"workers ended with {codes}: see their messages above, then run the command again"
+        )
+
+
+def training_config(options: argparse.Namespace) -> LoraTrainingConfig:
+    """The part of the options that is about training one LoRA."""
+    return LoraTrainingConfig(
+        num_steps=options.steps,
+        pictures_per_step=options.pictures_per_step,
+        learning_rate=options.learning_rate,
+        average_from=options.average_from,
+        precision=options.precision,
+    )
+
+
+def parse_worker(text: str) -> tuple[int, int]:
+    """Read `1/2` as (1, 2)."""
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 0/2 (this worker / number of workers)")
+    return int(index), int(count)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Command line."""
+    defaults = LoraTrainingConfig()
+    parser = argparse.ArgumentParser(
+        prog="python -m training.make_loras", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--base", type=Path, help="diffusers pipeline folder (default: the synthetic world's)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/loras"), help="folder of the library")
+    parser.add_argument(
+        "--photos", type=Path, help="one folder of photos per person, instead of rendered people"
+    )
+    parser.add_argument("--split", choices=SPLITS, default="train", help="which rendered people")
+    parser.add_argument("--people", type=int, default=512, help="how many people (with --photos: at most)")
+    parser.add_argument("--pictures", type=int, default=24, help="pictures of each person")
+    parser.add_argument("--batch", type=int, default=16, help="people trained at once, one shard")
+    parser.add_argument("--steps", type=int, default=defaults.num_steps, help="steps per batch of people")
+    parser.add_argument("--pictures-per-step", type=int, default=defaults.pictures_per_step)
+    parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
+    parser.add_argument(
+        "--average-from", type=float, default=defaults.average_from, help="see LoraTrainingConfig"
+    )
+    parser.add_argument("--precision", choices=tuple(AUTOCAST_DTYPES), default=defaults.precision)
+    parser.add_argument("--rank", type=int, default=4)
+    parser.add_argument(
+        "--down", choices=("random", "learned"), default="random", help="the shared lora_down"
+    )
+    parser.add_argument("--down-people", type=int, default=16, help="people that learn the shared lora_down")
+    parser.add_argument("--down-steps", type=int, default=120)
+    parser.add_argument("--seed", type=int, default=0, help="of scenes, noise and lora_down")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=1, help="processes, each with one thread")
+    parser.add_argument(
+        "--worker", type=parse_worker, default=(0, 1), help="do only every n-th shard, e.g. 0/2"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Arguments, data, loop, save."""
+    options = parse(arguments)
+    if options.base is None:
+        from difflora.synthetic.world import BASE_MODEL
+
+        options.base = BASE_MODEL
+    base = BaseModel.load(options.base, options.device)
+    people, count = open_people(options)
+    run(base, people, count, options, arguments)
+
+
+def open_people(options: argparse.Namespace) -> tuple[People, int]:
+    """The source of pictures and the number of people."""
+    if options.photos is None:
+        return RenderedPeople(options.split, options.pictures, options.seed), options.people
+    folders = PhotoFolders(options.photos, options.pictures)
+    return folders, min(options.people, len(folders))
+
+
+def run(
+    base: BaseModel, people: People, count: int, options: argparse.Namespace, arguments: Sequence[str] = ()
+) -> None:
+    """Open the library, then train its missing shards here or in worker processes."""
+    layout = LoraLayout.from_model(base.denoiser, rank=options.rank)
+    config = training_config(options)
+    folder = open_run(
+        options.out,
+        {
+            "base_model": base.name,
+            "base_model_fingerprint": base.fingerprint,
+            "layout": layout.to_json(),
+            "training": dataclasses.asdict(config),
+            "people": people.description(),
+            "down": [
+                options.down,
+                *((options.down_people, options.down_steps) if options.down == "learned" else ()),
+            ],
+            "batch": options.batch,
+            "seed": options.seed,
+        },
+    )
+    shared_down = prepare_shared_down(folder, base, layout, people, options)
+    if options.workers > 1 and options.worker == (0, 1):
+        run_workers(arguments, options.workers)
+        return
+    index, workers = options.worker
+    shards = deal_shards(folder, options.split, count, options.batch)[index::workers]
+    make_shards(shards, base, layout, shared_down, people, config, options.seed, position=index)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except DiffLoRAError as error:
+        sys.exit(f"error: {error}")
