@@ -1,0 +1,207 @@
+"""A frozen text-to-image base model from a diffusers pipeline folder, as much of it as LoRA work needs.
+
+Letters: B pictures, C latent channels, h x w latent grid, L prompt tokens, W text width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import CheckpointError
+
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """Denoiser, text encoder and picture autoencoder of one base model; nothing in it is trained here."""
+
+    name: str
+    denoiser: nn.Module
+    text_encoder: nn.Module
+    tokenizer: Any
+    autoencoder: nn.Module
+    alphas_cumprod: Tensor
+    prediction_type: str
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> BaseModel:
+        """Load a ``StableDiffusionPipeline`` folder.
+
+        Args:
+            path: folder with ``model_index.json``.
+            device: where the networks go.
+            dtype: of the networks.
+
+        Raises:
+            CheckpointError: when the folder is not a diffusers pipeline.
+        """
+        from diffusers import StableDiffusionPipeline
+
+        path = Path(path)
+        if not (path / "model_index.json").is_file():
+            raise CheckpointError(f"{path} is no diffusers pipeline (no model_index.json): give the folder that has one")
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            path, torch_dtype=dtype, local_files_only=True, safety_checker=None, requires_safety_checker=False
+        )
+        return cls.from_pipeline(pipeline, name=path.resolve().name, device=device)
+
+    @classmethod
+    def from_pipeline(cls, pipeline: Any, name: str, device: torch.device | str = "cpu") -> BaseModel:
+        """The base model inside a diffusers pipeline object."""
+        networks = [pipeline.unet, pipeline.text_encoder, pipeline.vae]
+        for network in networks:
+            network.to(device).eval().requires_grad_(False)
+        config = pipeline.scheduler.config
+        if config.prediction_type not in PREDICTION_TYPES:
+            raise CheckpointError(
+                f"base model {name} predicts {config.prediction_type!r}: known are {', '.join(PREDICTION_TYPES)}"
+            )
+        alphas = pipeline.scheduler.alphas_cumprod.to(device)
+        return cls(name, *networks[:2], pipeline.tokenizer, networks[2], alphas, config.prediction_type)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.alphas_cumprod.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the denoiser's parameters."""
+        return next(self.denoiser.parameters()).dtype
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits over the names, shapes and a sample of the denoiser's weights."""
+        digest = hashlib.sha256()
+        for key, parameter in sorted(self.denoiser.named_parameters()):
+            sample = parameter.detach().flatten()[:64].float().cpu()
+            digest.update(f"{key}{tuple(parameter.shape)}{[round(x, 4) for x in sample.tolist()]}".encode())
+        return digest.hexdigest()[:16]
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one picture."""
+        config = self.denoiser.config
+        return config.in_channels, config.sample_size, config.sample_size
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> Tensor:
+        """Prompts -> (B, L, W) text features; too long prompts are cut as everywhere in Stable Diffusion."""
+        tokens = self.tokenizer(
+            prompts, padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True,
+            return_tensors="pt",
+        ).input_ids                                                                     # (B, L)
+        return self.text_encoder(tokens.to(self.device)).last_hidden_state              # (B, L, W)
+
+    @torch.no_grad()
+    def encode_images(self, pictures: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] -> scaled latents (B, C, h, w)."""
+        latents = self.autoencoder.encode(pictures.to(self.device, self.dtype)).latent_dist.mode()
+        return latents * self.autoencoder.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, image_latents: Tensor) -> Tensor:
+        """Scaled latents (B, C, h, w) -> pictures (B, 3, H, W), clamped to [-1, 1]."""
+        latents = image_latents.to(self.dtype) / self.autoencoder.config.scaling_factor
+        return self.autoencoder.decode(latents).sample.clamp(-1.0, 1.0)
+
+    def _levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha = self.alphas_cumprod[t].float()[:, None, None, None]                     # (B, 1, 1, 1)
+        return alpha.sqrt(), (1.0 - alpha).sqrt()
+
+    def add_noise(self, image_latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise (DDPM, eq. 4), (B, C, h, w) for timesteps t (B,)."""
+        signal, sigma = self._levels(t)
+        return signal * image_latents + sigma * noise
+
+    def _to_x0(self, output: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+        signal, sigma = self._levels(t)
+        if self.prediction_type == "sample":
+            return output
+        if self.prediction_type == "epsilon":
+            return (noisy - sigma * output) / signal
+        return signal * noisy - sigma * output                                          # v: Salimans & Ho 2022, app. D
+
+    def predict(self, noisy: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
+        """The denoiser's estimate of the clean latents.
+
+        Args:
+            noisy: (B, C, h, w) latents at timestep t.
+            t: (B,) integer timesteps.
+            prompt_embeds: (B, L, W).
+
+        Returns:
+            (B, C, h, w) x_0.
+        """
+        output = self.denoiser(noisy, t, encoder_hidden_states=prompt_embeds).sample    # (B, C, h, w)
+        return self._to_x0(output.float(), noisy, t)
+
+    def denoising_loss(self, image_latents: Tensor, prompt_embeds: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """The base model's own training loss per picture: squared error of what it predicts.
+
+        Args:
+            image_latents: (B, C, h, w) clean latents.
+            prompt_embeds: (B, L, W).
+            noise: (B, C, h, w) standard normal.
+            t: (B,) integer timesteps.
+
+        Returns:
+            (B,) mean squared error.
+        """
+        signal, sigma = self._levels(t)
+        noisy = self.add_noise(image_latents, noise, t)                                 # (B, C, h, w)
+        output = self.denoiser(noisy, t, encoder_hidden_states=prompt_embeds).sample    # (B, C, h, w)
+        target = {
+            "sample": image_latents, "epsilon": noise, "v_prediction": signal * noise - sigma * image_latents
+        }[self.prediction_type]
+        return (output.float() - target.float()).square().flatten(1).mean(1)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompt_embeds: Tensor,
+        noise: Tensor,
+        num_steps: int = 16,
+        guidance_scale: float = 1.0,
+        unconditional: Tensor | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Deterministic DDIM (Song et al. 2020, eq. 12 with zero variance).
+
+        Args:
+            prompt_embeds: (B, L, W).
+            noise: (B, C, h, w) standard normal start.
+            num_steps: evaluations of the denoiser.
+            guidance_scale: classifier-free guidance; 1 means none and halves the cost.
+            unconditional: (1, L, W) features of the empty prompt, needed when ``guidance_scale`` is not 1.
+            progress: called as progress(step, num_steps) after every step; may raise to stop.
+
+        Returns:
+            (B, C, h, w) image latents.
+        """
+        if guidance_scale != 1.0 and unconditional is None:
+            unconditional = self.encode_prompts([""])                                   # (1, L, W)
+        steps = torch.linspace(len(self.alphas_cumprod) - 1, 0, num_steps + 1).round().long()[:-1]
+        x = noise                                                                       # (B, C, h, w)
+        for i, step in enumerate(steps):
+            t = torch.full((x.shape[0],), int(step), device=x.device)                   # (B,)
+            clean = self.predict(x, t, prompt_embeds)                                   # (B, C, h, w)
+            if guidance_scale != 1.0:
+                free = self.predict(x, t, unconditional.expand(x.shape[0], -1, -1))     # (B, C, h, w)
+                clean = free + guidance_scale * (clean - free)
+            if i + 1 < num_steps:
+                signal, sigma = self._levels(t)
+                x = self.add_noise(clean, (x - signal * clean) / sigma, steps[i + 1].to(x.device).expand(x.shape[0]))
+            else:
+                x = clean
+            if progress is not None:
+                progress(i + 1, num_steps)
+        return x

@@ -1,0 +1,49 @@
+"""Builds the synthetic world: ``python -m training.train_world``.
+
+Stages, each resumable at any moment: the base model (picture autoencoder, tokenizer, U-Net, text encoder), the image
+encoder, and the face models (detector, recogniser, and the two judges that only evaluation uses).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):       # run as a file: python training/train_world.py
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from training.common import say
+from training.world_base import PRESETS, train_base_model, train_image_encoder
+
+STAGES = ("base_model", "image_encoder")
+
+
+def parse() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", choices=STAGES, nargs="*", default=list(STAGES), help="what to build; default: all")
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu", help="sizes and amount of training")
+    parser.add_argument("--out", type=Path, default=Path("runs/world"), help="run folder; an existing one is continued")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
+    parser.add_argument("--pictures", type=int, help="training pictures of the base model (overrides the preset)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Build the chosen stages in order."""
+    arguments = parse()
+    config = PRESETS[arguments.preset]
+    if arguments.pictures:
+        config = dataclasses.replace(config, pictures=arguments.pictures)
+    if "base_model" in arguments.stage:
+        measures = train_base_model(arguments.out / "base", config, arguments.device)
+        say(f"picture autoencoder: {json.dumps(measures)}")
+    if "image_encoder" in arguments.stage:
+        train_image_encoder(arguments.out / "clip", arguments.out / "base" / "base_model", config, arguments.device)
+
+
+if __name__ == "__main__":
+    main()
