@@ -1,0 +1,26 @@
+"""The ComfyUI nodes of DiffLoRA: schema, one call into the library, wrap. ``_host`` knows ComfyUI."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import _host
+from .apply_lora import ApplyLora
+from .encode_photos import EncodePhotos
+from .generate_lora import GenerateLora
+from .load_model import LoadModel
+from .synthetic_world import LoadSyntheticWorld, SyntheticPhotos
+
+
+class DiffLoRAExtension(ComfyExtension):
+    """What ComfyUI asks for the list of nodes."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """All nodes of the pack."""
+        return [LoadModel, EncodePhotos, GenerateLora, ApplyLora, LoadSyntheticWorld, SyntheticPhotos]
+
+
+async def comfy_entrypoint() -> ComfyExtension:
+    """Called once by ComfyUI when it loads the pack."""
+    _host.register_model_folder()
+    return DiffLoRAExtension()

@@ -1,0 +1,368 @@
+"""Everything that touches ComfyUI's internals; no other file of the pack does.
+
+Letters: B pictures, Cl latent channels, H, W picture size, h, w latent size, D text width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import comfy.clip_model
+import comfy.latent_formats
+import comfy.lora
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.ops
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models_base
+import comfy.utils
+import folder_paths
+import torch
+from torch import Tensor, nn
+
+from ..difflora.errors import CheckpointError, LayoutError
+from . import _pipeline_folder as pipeline_folder
+from ._match_lora import match_lora
+
+if TYPE_CHECKING:
+    from ..difflora.model import DiffLoRA
+
+MODEL_FOLDER = "difflora"
+UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+VAE_WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
+TEXT_WEIGHTS = "text_encoder/model.safetensors"
+
+# ------------------------------------------------------------------------------------------- files, progress
+
+
+def register_model_folder() -> None:
+    """Makes ``models/difflora`` known to the host; folders from ``extra_model_paths.yaml`` stay first."""
+    folder_paths.add_model_folder_path(MODEL_FOLDER, os.path.join(folder_paths.models_dir, MODEL_FOLDER))
+    folders, _ = folder_paths.folder_names_and_paths[MODEL_FOLDER]
+    folder_paths.folder_names_and_paths[MODEL_FOLDER] = (folders, {".safetensors"})
+
+
+def checkpoint_names() -> list[str]:
+    """Names of the DiffLoRA checkpoints in the user's model folders."""
+    return folder_paths.get_filename_list(MODEL_FOLDER)
+
+
+def checkpoint_path(name: str) -> str:
+    """Full path of a checkpoint that ``checkpoint_names`` listed.
+
+    Raises:
+        CheckpointError: if it is no longer there.
+    """
+    path = folder_paths.get_full_path(MODEL_FOLDER, name)
+    if path is None:
+        folders = ", ".join(folder_paths.get_folder_paths(MODEL_FOLDER))
+        raise CheckpointError(
+            f"DiffLoRA checkpoint {name!r} not found; looked in {folders}: put the file there and "
+            f"press R in ComfyUI to refresh the list"
+        )
+    return path
+
+
+def progress() -> Callable[[int, int], None]:
+    """A callback that moves the running node's progress bar and stops the run after Cancel."""
+    bar = comfy.utils.ProgressBar(1)
+
+    def step(done: int, total: int) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar.update_absolute(done, total)
+
+    return step
+
+
+# ---------------------------------------------------------------------------------- our networks in the host
+
+
+@dataclass(frozen=True)
+class ManagedModel:
+    """A model of ours whose networks the host moves between devices.
+
+    Attributes:
+        model: the object that owns the networks.
+        patcher: the host's handle on all of them.
+    """
+
+    model: DiffLoRA
+    patcher: comfy.model_patcher.ModelPatcher
+
+    def on_device(self) -> DiffLoRA:
+        """The model, after the host has made room and moved its networks to the computing device."""
+        comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
+        return self.model
+
+
+def manage(model: DiffLoRA) -> ManagedModel:
+    """Hands the networks of a model to the host's model management.
+
+    The container keeps the host's bookkeeping attributes off our modules (transformers forbids setting
+    ``device``).
+    """
+    patcher = comfy.model_patcher.ModelPatcher(
+        nn.ModuleDict(dict(model.networks)),
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+    return ManagedModel(model, patcher)
+
+
+# ------------------------------------------------------------------------- a diffusers folder as host models
+
+
+class _SampleSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.X0):
+    """The U-Net predicts the clean picture (diffusers' ``prediction_type="sample"``)."""
+
+
+class _EpsilonSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS):
+    """The U-Net predicts the noise."""
+
+
+class _VelocitySampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION):
+    """The U-Net predicts the velocity."""
+
+
+SAMPLING = {"sample": _SampleSampling, "epsilon": _EpsilonSampling, "v_prediction": _VelocitySampling}
+BETA_SCHEDULES = {"scaled_linear": "linear", "squaredcos_cap_v2": "cosine"}  # diffusers' name -> the host's
+
+
+class _FolderModelConfig(comfy.supported_models_base.BASE):
+    """Host settings of a U-Net read from a pipeline folder."""
+
+    unet_extra_config: dict[str, Any] = {}  # noqa: RUF012  (the host's declaration)
+
+    def __init__(
+        self,
+        unet_config: dict[str, Any],
+        scheduler: Mapping[str, Any],
+        latent_format: comfy.latent_formats.LatentFormat,
+    ) -> None:
+        super().__init__(unet_config)
+        prediction, betas = scheduler.get("prediction_type", "epsilon"), scheduler["beta_schedule"]
+        if prediction not in SAMPLING or betas not in BETA_SCHEDULES:
+            raise CheckpointError(
+                f"scheduler/scheduler_config.json: prediction_type {prediction!r} with beta_schedule "
+                f"{betas!r} is not known to ComfyUI; expected one of {', '.join(SAMPLING)} with one "
+                f"of {', '.join(BETA_SCHEDULES)}"
+            )
+        self.sampling = SAMPLING[prediction]
+        self.sampling_settings = {
+            "beta_schedule": BETA_SCHEDULES[betas],
+            "timesteps": scheduler["num_train_timesteps"],
+            "linear_start": scheduler["beta_start"],
+            "linear_end": scheduler["beta_end"],
+            "zsnr": scheduler.get("rescale_betas_zero_snr", False),
+        }
+        self.latent_format = latent_format
+
+    def inpaint_model(self) -> bool:
+        """Never: the host would take any latent of more than 4 channels for an inpainting model."""
+        return False
+
+    def get_model(
+        self, state_dict: Mapping[str, Tensor], prefix: str = "", device: torch.device | None = None
+    ) -> comfy.model_base.BaseModel:
+        """The host's model with this folder's noise schedule and prediction type."""
+        model = super().get_model(state_dict, prefix, device)
+        model.model_sampling = self.sampling(self)
+        return model
+
+
+def _latent_format(vae: Mapping[str, Tensor], scaling_factor: float) -> comfy.latent_formats.LatentFormat:
+    """The latent's size and scale, with the mean colour of each channel's patch as live preview."""
+    latent_format = comfy.latent_formats.LatentFormat()
+    latent_format.latent_channels = vae["decoder.weight"].shape[0]
+    latent_format.scale_factor = scaling_factor
+    latent_format.latent_rgb_factors = (
+        vae["decoder.weight"].mean(dim=(2, 3)) / scaling_factor
+    ).tolist()  # (Cl, 3)
+    latent_format.latent_rgb_factors_bias = vae["decoder.bias"].tolist()  # (3,)
+    return latent_format
+
+
+def load_unet(folder: Path) -> comfy.model_patcher.ModelPatcher:
+    """The U-Net of a pipeline folder as the host's MODEL.
+
+    Raises:
+        CheckpointError: if a file is damaged or the network is not one that the host can run.
+    """
+    scaling = pipeline_folder.read_config(folder, "vae/config.json").get("scaling_factor", 1.0)
+    config = _FolderModelConfig(
+        pipeline_folder.host_unet_config(pipeline_folder.read_config(folder, "unet/config.json")),
+        pipeline_folder.read_config(folder, "scheduler/scheduler_config.json"),
+        _latent_format(pipeline_folder.read_weights(folder, VAE_WEIGHTS), scaling),
+    )
+    config.set_inference_dtype(torch.float32, None)  # a few million weights: half precision saves nothing
+    names = comfy.utils.unet_to_diffusers(config.unet_config)
+    weights = pipeline_folder.rename_weights(
+        pipeline_folder.read_weights(folder, UNET_WEIGHTS), names, "unet"
+    )
+    model = config.get_model({}, "", comfy.model_management.unet_offload_device())
+    _load_strictly(model.diffusion_model, weights, "unet")
+    return comfy.model_patcher.ModelPatcher(
+        model.eval(),
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+
+
+def _load_strictly(network: nn.Module, weights: Mapping[str, Tensor], part: str) -> None:
+    try:
+        network.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{part}: the weights do not fit the settings beside them ({error}); "
+            f"the base model's folder is damaged, install the pack again"
+        ) from error
+
+
+class _TextModel(comfy.clip_model.CLIPTextModel):
+    """The host's CLIP text model with the vocabulary size of its settings instead of 49,408."""
+
+    def __init__(
+        self, config: dict[str, Any], dtype: torch.dtype, device: torch.device, operations: type
+    ) -> None:
+        super().__init__(config, dtype, device, operations)
+        self.set_input_embeddings(
+            operations.Embedding(config["vocab_size"], config["hidden_size"], dtype=dtype, device=device)
+        )  # (V, D)
+
+
+def load_text_encoder(folder: Path) -> comfy.sd.CLIP:
+    """Text encoder and tokenizer of a pipeline folder as the host's CLIP.
+
+    Raises:
+        CheckpointError: if a file is damaged or missing.
+    """
+    config = pipeline_folder.read_config(folder, "text_encoder/config.json")
+    weights = pipeline_folder.host_text_weights(pipeline_folder.read_weights(folder, TEXT_WEIGHTS))
+    weights.setdefault(
+        "text_projection.weight", torch.eye(config["hidden_size"])
+    )  # (D, D), pooled output only
+    make_tokenizer = functools.partial(
+        comfy.sd1_clip.SDTokenizer,
+        tokenizer_path=str(folder / "tokenizer"),
+        max_length=config["max_position_embeddings"],
+        embedding_size=config["hidden_size"],
+    )
+    tokenizer = make_tokenizer()  # its special tokens, which the text model must know
+    target = comfy.supported_models_base.ClipTarget(
+        functools.partial(
+            comfy.sd1_clip.SD1Tokenizer,
+            tokenizer=functools.partial(make_tokenizer, pad_token=tokenizer.tokenizer.pad_token_id),
+        ),
+        functools.partial(comfy.sd1_clip.SD1ClipModel, clip_model=comfy.sd1_clip.SDClipModel),
+    )
+    target.params = {
+        "textmodel_json_config": config,
+        "model_class": _TextModel,
+        "max_length": config["max_position_embeddings"],
+        "special_tokens": {
+            "start": tokenizer.start_token,
+            "end": tokenizer.end_token,
+            "pad": tokenizer.tokenizer.pad_token_id,
+        },
+        "return_projected_pooled": False,
+    }
+    clip = comfy.sd.CLIP(
+        target,
+        embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        model_options={"dtype": torch.float32},
+    )
+    _load_strictly(clip.cond_stage_model.clip_l.transformer, weights, "text_encoder")
+    return clip
+
+
+class _PatchAutoencoder(nn.Module):
+    """One strided convolution and its transpose: (B, 3, H, W) in [-1, 1] <-> (B, Cl, h, w)."""
+
+    def __init__(self, latent_channels: int, patch: int) -> None:
+        super().__init__()
+        operations = comfy.ops.manual_cast
+        self.encoder = operations.Conv2d(3, latent_channels, patch, stride=patch)
+        self.decoder = operations.ConvTranspose2d(latent_channels, 3, patch, stride=patch)
+
+    def encode(self, pictures: Tensor, **_: object) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] -> latents (B, Cl, h, w)."""
+        return self.encoder(pictures)
+
+    def decode(self, image_latents: Tensor, **_: object) -> Tensor:
+        """Latents (B, Cl, h, w) -> pictures (B, 3, H, W) in about [-1, 1]."""
+        return self.decoder(image_latents)
+
+
+class _PatchVAE(comfy.sd.VAE):
+    """The host's VAE around a patch autoencoder.
+
+    The host's constructor recognises networks by their keys and does not know ours, so it is given its
+    smallest one, which fills every attribute that this host version has; then the network is exchanged.
+    """
+
+    def __init__(self, network: _PatchAutoencoder) -> None:
+        super().__init__(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
+        patch = network.encoder.stride[0]
+        self.downscale_ratio = self.upscale_ratio = patch
+        self.latent_channels = network.encoder.out_channels
+        self.process_input = lambda pictures: pictures * 2.0 - 1.0  # [0, 1] -> [-1, 1]
+        self.process_output = lambda pictures: (pictures / 2.0 + 0.5).clamp(0.0, 1.0)  # [-1, 1] -> [0, 1]
+        self.first_stage_model = network.eval().to(self.vae_dtype)
+        self.patcher = comfy.model_patcher.ModelPatcher(
+            network, load_device=self.device, offload_device=comfy.model_management.vae_offload_device()
+        )
+
+
+def load_vae(folder: Path) -> comfy.sd.VAE:
+    """The patch autoencoder of a pipeline folder as the host's VAE.
+
+    Raises:
+        CheckpointError: if the file is damaged or holds another kind of autoencoder.
+    """
+    weights = pipeline_folder.read_weights(folder, VAE_WEIGHTS)
+    if sorted(weights) != ["decoder.bias", "decoder.weight", "encoder.bias", "encoder.weight"]:
+        raise CheckpointError(
+            f"{folder / VAE_WEIGHTS} is not a patch autoencoder: for any other base model use "
+            f"ComfyUI's own checkpoint and VAE loaders"
+        )
+    latent_channels, _, patch, _ = weights["encoder.weight"].shape  # (Cl, 3, p, p)
+    network = _PatchAutoencoder(latent_channels, patch)
+    _load_strictly(network, weights, "vae")
+    return _PatchVAE(network)
+
+
+# ------------------------------------------------------------------------------------------- strict patching
+
+
+def apply_lora(
+    model: comfy.model_patcher.ModelPatcher, lora: Mapping[str, Tensor], strength: float
+) -> comfy.model_patcher.ModelPatcher:
+    """A copy of MODEL that is patched with every module of the LoRA; the original is untouched.
+
+    Args:
+        model: the host's MODEL.
+        lora: kohya-keyed tensors.
+        strength: multiplier of the whole LoRA.
+
+    Raises:
+        LayoutError: if anything of the LoRA has no place in MODEL; then nothing was patched.
+    """
+    shapes = {name: tuple(weight.shape) for name, weight in model.model_state_dict().items()}
+    modules = match_lora(lora, comfy.lora.model_lora_keys_unet(model.model, {}), shapes)
+    patches = comfy.lora.load_lora(dict(lora), modules)
+    patched = model.clone()
+    accepted = set(patched.add_patches(patches, strength))
+    if len(patches) != len(modules) or accepted != set(patches):
+        raise LayoutError(
+            f"ComfyUI accepted {len(accepted)} of {len(modules)} modules of this LoRA, so the result was "
+            f"discarded: please report this with your ComfyUI version"
+        )
+    return patched

@@ -1,0 +1,10 @@
+"""The two socket types of the pack, and its place in the menu."""
+
+from comfy_api.latest import io
+
+CATEGORY = "DiffLoRA"
+
+DiffLoRAModel = io.Custom("DIFFLORA_MODEL")
+"""A ``ManagedModel`` around ``difflora.DiffLoRA``."""
+IdentityFeatures = io.Custom("DIFFLORA_FEATURES")
+"""``difflora.IdentityFeatures``: what was read from the photos of one person."""

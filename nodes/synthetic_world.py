@@ -1,0 +1,89 @@
+"""Nodes: the embedded world as the host's models, and photos of the people who live in it."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..difflora.synthetic import world
+from ..difflora.synthetic.people import sample_people
+from ..difflora.synthetic.renderer import render
+from ..difflora.synthetic.scenes import sample_scenes
+from . import _host
+from ._types import CATEGORY
+
+
+class LoadSyntheticWorld(io.ComfyNode):
+    """The tiny base model that ships with the pack."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Sockets and widgets."""
+        return io.Schema(
+            node_id="DiffLoRALoadSyntheticWorld",
+            display_name="Load Synthetic World",
+            category=CATEGORY,
+            description="The tiny text-to-image model that ships with the pack: no download, 64 x 64 "
+            "pictures of rendered people in a second on a CPU. Prompt it like 'a photo of a person, "
+            "smiling, facing left, red background, green shirt'.",
+            inputs=[],
+            outputs=[
+                io.Model.Output(
+                    display_name="model", tooltip="For Apply DiffLoRA and KSampler. Sample at 64 x 64."
+                ),
+                io.Clip.Output(display_name="clip", tooltip="For CLIP Text Encode."),
+                io.Vae.Output(display_name="vae", tooltip="For VAE Decode."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        """The three parts of the pipeline folder."""
+        folder = world.BASE_MODEL
+        return io.NodeOutput(_host.load_unet(folder), _host.load_text_encoder(folder), _host.load_vae(folder))
+
+
+class SyntheticPhotos(io.ComfyNode):
+    """Reference photos for trying things out: rendered people whom no model has seen in training."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Sockets and widgets."""
+        return io.Schema(
+            node_id="DiffLoRASyntheticPhotos",
+            display_name="Synthetic Reference Photos",
+            category=CATEGORY,
+            description="Photos of a rendered person, for trying DiffLoRA without a photo of anybody. The "
+            "person is from the test set: no model of the pack was trained on them.",
+            inputs=[
+                io.Int.Input(
+                    "person",
+                    default=0,
+                    min=0,
+                    max=1_000_000,
+                    tooltip="Which person. Every number is somebody else.",
+                ),
+                io.Int.Input(
+                    "count",
+                    default=1,
+                    min=1,
+                    max=16,
+                    tooltip="How many photos of that person, each with another expression, pose, light, "
+                    "background and clothes.",
+                ),
+                io.Int.Input(
+                    "scene_seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFF,
+                    tooltip="Which expressions, poses, lights and clothes the photos show.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="photos", tooltip="For Encode Reference Photos.")],
+        )
+
+    @classmethod
+    def execute(cls, person: int, count: int, scene_seed: int) -> io.NodeOutput:
+        """Renders the photos."""
+        traits = sample_people("test", person, 1).expand(count, -1)  # (N, I)
+        pictures = render(traits, sample_scenes(count, scene_seed)).pictures  # (N, 3, H, W) in 0..1
+        return io.NodeOutput(pictures.movedim(1, -1).contiguous())  # (N, H, W, 3)

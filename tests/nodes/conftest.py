@@ -1,0 +1,56 @@
+"""Finds a real ComfyUI for these tests ($COMFYUI_PATH, else ~/comfy/ComfyUI); without one they skip."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).parent))
+from host_server import ComfyUI, Server, find_comfyui
+
+PACK = Path(__file__).resolve().parents[2]
+NO_COMFYUI = "no ComfyUI found (set COMFYUI_PATH to its folder): the tests of nodes/ did not run"
+
+
+def prepare_base_directory(base: Path) -> None:
+    """The pack, the helper nodes and two unusable checkpoints, where ComfyUI looks for them."""
+    for name in ("custom_nodes", "user/default", "models/difflora", "input", "output"):
+        (base / name).mkdir(parents=True)
+    (base / "custom_nodes" / "ComfyUI-DiffLoRA").symlink_to(PACK)
+    shutil.copy(Path(__file__).parent / "helper_nodes.py", base / "custom_nodes")
+    settings = base / "user" / "default" / "comfy.settings.json"  # else the web page opens its tutorial
+    settings.write_text(json.dumps({"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}))
+    foreign = base / "models" / "difflora" / "foreign.safetensors"
+    save_file({"model.weight": torch.zeros(4, 4)}, foreign)
+    (base / "models" / "difflora" / "truncated.safetensors").write_bytes(foreign.read_bytes()[:-40])
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> ComfyUI:
+    """The host, or a skip."""
+    found = find_comfyui()
+    if found is None:
+        pytest.skip(NO_COMFYUI)
+    return found
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One visible line, so that a run without the host is not mistaken for a full one."""
+    if find_comfyui() is None:
+        terminalreporter.write_line(NO_COMFYUI, yellow=True)
+
+
+@pytest.fixture(scope="session")
+def server(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A running ComfyUI with nothing installed but this pack and the helper nodes of these tests."""
+    base = tmp_path_factory.mktemp("comfyui")
+    prepare_base_directory(base)
+    with Server.start(comfyui, base) as running:
+        yield running

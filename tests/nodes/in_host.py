@@ -1,0 +1,81 @@
+"""Runs inside ComfyUI's Python: loads a pipeline folder as host models and writes down what they compute.
+
+Usage: ``python in_host.py COMFYUI FOLDER INPUTS.safetensors OUTPUTS.safetensors`` (prompts: in the metadata).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import sys
+import types
+from pathlib import Path
+
+PACK = Path(__file__).resolve().parents[2]
+
+
+def import_host(comfyui: str) -> types.ModuleType:
+    """The pack's ``nodes._host``, as a package with a name of its own, on the CPU."""
+    sys.path.insert(0, comfyui)
+    from comfy.cli_args import args
+
+    args.cpu = True
+    for name, path in (
+        ("pack", PACK),
+        ("pack.nodes", PACK / "nodes"),
+    ):  # only _host, without the nodes' own imports
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].__path__ = [str(path)]
+    return importlib.import_module("pack.nodes._host")
+
+
+def main(comfyui: str, folder: str, inputs_path: str, outputs_path: str) -> None:
+    """Host counterparts of what the test computed with diffusers and transformers."""
+    logging.disable(logging.INFO)
+    host = import_host(comfyui)
+    import comfy.sample
+    import comfy.samplers
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(inputs_path, "pt") as file:
+        inputs = {key: file.get_tensor(key) for key in file.keys()}
+        prompts = json.loads(file.metadata()["prompts"])
+    outputs = {}
+    with torch.inference_mode():
+        model, clip, vae = (
+            load(Path(folder)) for load in (host.load_unet, host.load_text_encoder, host.load_vae)
+        )
+        conditions = [clip.encode_from_tokens(clip.tokenize(prompt)) for prompt in prompts]
+        outputs["prompt_embeds"] = torch.cat(conditions)
+        unet = model.model.diffusion_model
+        outputs["unet"] = unet(inputs["noisy"], inputs["timesteps"].float(), context=inputs["context"])
+        outputs["alphas_cumprod"] = 1 / (1 + model.model.model_sampling.sigmas**2)
+        outputs["decoded"] = vae.decode(inputs["image_latents"])
+        outputs["encoded"] = vae.encode(inputs["pictures"])
+        positive = [[inputs["context"][:1], {}]]
+        for sampler in ("ddim", "euler"):
+            outputs[sampler] = comfy.sample.sample(
+                model,
+                inputs["noise"],
+                int(inputs["num_steps"]),
+                1.0,
+                sampler,
+                "ddim_uniform",
+                positive,
+                positive,
+                torch.zeros_like(inputs["noise"]),
+                seed=0,
+                disable_pbar=True,
+            )
+        sigmas = comfy.samplers.calculate_sigmas(
+            model.get_model_object("model_sampling"), "ddim_uniform", int(inputs["num_steps"])
+        )
+        outputs["sigmas"] = sigmas
+    save_file({key: tensor.float().contiguous().clone() for key, tensor in outputs.items()}, outputs_path)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
