@@ -76,8 +76,8 @@ def personalize(args: argparse.Namespace) -> None:
     chosen = {"num_steps": args.steps, "guidance_scale": args.guidance}
     lora = model.generate(features, seed=args.seed, **{k: v for k, v in chosen.items() if v is not None})
     lora.save(args.out)
-    checkpoint = model.checkpoint
-    print(f"wrote {args.out}: for {checkpoint.base_model}, best strength {checkpoint.recommended.strength:g}")
+    base_model, strength = model.checkpoint.base_model, model.recommended.strength
+    print(f"wrote {args.out}: for {base_model}, best at strength {strength:g}")
 
 
 def choose_device(name: str) -> str:

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from .base_model import BaseModel
+from .diffusion import draw_noise
 from .files import atomic_save
 from .lora import Lora
 from .model import DiffLoRA
@@ -122,7 +123,7 @@ def run_demo(
         features = model.encode([out / "reference.png"])
     with watch.stage("features -> LoRA (diffusion transformer, LAE)"):
         model.generate(features, seed=seed).save(out / "lora.safetensors")
-    strength = model.checkpoint.recommended.strength if strength is None else strength
+    strength = model.recommended.strength if strength is None else strength
 
     scenes = cat_scenes([scene_with(phrases) for phrases in PROMPT_PHRASES])  # K scenes
     with watch.stage("pictures by the base model"):
@@ -154,7 +155,8 @@ def draw(base: BaseModel, scenes: Scene, seed: int) -> Tensor:
     """Pictures of the base model for the prompts of K scenes: (K, 3, H, W) in [-1, 1]."""
     prompt_embeds = base.encode_prompts(scenes.prompts())  # (K, T, W)
     generator = torch.Generator().manual_seed(seed)
-    return base.decode(base.sample(prompt_embeds, PICTURE_STEPS, generator=generator))  # (K, 3, H, W)
+    noise = draw_noise((len(scenes), *base.latent_shape), generator, base.device)  # (K, C, h, w)
+    return base.decode(base.sample(prompt_embeds, noise, PICTURE_STEPS))  # (K, 3, H, W)
 
 
 def judge_rows(

@@ -1,0 +1,62 @@
+"""The command line: one clear line and exit code 2 for what the user can mend, and nothing half-written."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from difflora.__main__ import build_parser, choose_device, main
+from difflora.errors import DiffLoRAError
+
+
+@pytest.fixture
+def grey_photo(tmp_path):
+    Image.fromarray(np.full((64, 64, 3), 128, dtype=np.uint8)).save(tmp_path / "grey.png")
+    return tmp_path / "grey.png"
+
+
+def error_of(capsys, *arguments):
+    """The one line that a failing command prints."""
+    assert main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), captured.err
+    return lines[0]
+
+
+def test_missing_photo(capsys, tmp_path):
+    message = error_of(capsys, "personalize", tmp_path / "nobody.png", "--out", tmp_path / "x.safetensors")
+    assert "nobody.png" in message
+
+
+def test_output_name(capsys, grey_photo, tmp_path):
+    assert ".safetensors" in error_of(capsys, "personalize", grey_photo, "--out", tmp_path / "x.ckpt")
+
+
+def test_no_face(capsys, grey_photo, tmp_path):
+    out = tmp_path / "x.safetensors"
+    assert "no face" in error_of(capsys, "personalize", grey_photo, "--out", out)
+    assert not out.exists()
+
+
+def test_truncated_checkpoint(capsys, grey_photo, tmp_path):
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"\x10\x00\x00")
+    out = tmp_path / "x.safetensors"
+    message = error_of(capsys, "personalize", grey_photo, "--out", out, "--checkpoint", broken)
+    assert "broken.safetensors" in message and not out.exists()
+
+
+def test_tiny_photo(capsys, tmp_path):
+    Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
+    assert "1" in error_of(capsys, "personalize", tmp_path / "dot.png", "--out", tmp_path / "x.safetensors")
+
+
+def test_unknown_device_says_what_to_do():
+    with pytest.raises(DiffLoRAError, match="--device cpu"):
+        choose_device("warp")
+
+
+def test_every_option_has_help():
+    parser = build_parser()
+    for command in next(a for a in parser._actions if a.dest == "command").choices.values():
+        assert all(action.help for action in command._actions)

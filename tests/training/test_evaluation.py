@@ -1,0 +1,88 @@
+"""What evaluation concludes from measurements, on measurements whose answer is known."""
+
+import json
+
+import pytest
+import torch
+
+from training.evaluation_report import LABELS, SHEET_PEOPLE, draw_sheet, markdown, readme_table, write_report
+from training.evaluation_scores import Measurement, choose_strength, gap_closed, summarise, with_error
+
+PEOPLE, PROMPTS, STRENGTHS = 6, 4, (0.5, 1.0, 2.0)
+
+
+def measurement(similarity, accuracy, spread=0.0):
+    people = torch.linspace(-spread, spread, PEOPLE)[:, None].expand(PEOPLE, PROMPTS)
+    right = torch.zeros(PEOPLE, PROMPTS)
+    right[:, : round(accuracy * PROMPTS)] = 1
+    samples = torch.zeros(PEOPLE, 3, 64, 64, dtype=torch.uint8)
+    return Measurement(similarity + people, {"pose": right, "light": right}, samples)
+
+
+@pytest.fixture
+def report():
+    level = {"mean_lora": 0.2, "nearest_lora": 0.3, "ridge": 0.5, "lae_trained": 0.55, "difflora_1": 0.6}
+    level |= {"difflora_4": 0.63, "trained_lora": 0.65}
+    curves = {"base_model": {0.0: measurement(0.05, 1.0, 0.01)}}
+    curves["true_renders"] = {0.0: measurement(0.9, 1.0, 0.01)}
+    for name, value in level.items():
+        curves[name] = {strength: measurement(value * min(strength, 1), 1.0, 0.02) for strength in STRENGTHS}
+    summary = summarise(curves, dict.fromkeys(level, 1.0), {"difflora_1": 0.1})
+    settings = {"people": PEOPLE, "prompts": PROMPTS, "strengths": list(STRENGTHS)}
+    return {"command": "python -m x", "settings": settings, **summary}
+
+
+def test_strength_is_the_most_alike_that_keeps_the_prompts():
+    base = measurement(0.0, 1.0)
+    curve = {0.5: measurement(0.3, 1.0), 1.0: measurement(0.5, 1.0), 2.0: measurement(0.8, 0.5)}
+    assert choose_strength(curve, base) == 1.0
+    costly = {1.0: measurement(0.5, 0.25), 2.0: measurement(0.9, 0.0)}
+    assert choose_strength(costly, base) == 1.0  # the one that costs least
+
+
+def test_gap_closed_is_the_ratio_of_gaps():
+    base, oracle = torch.zeros(5), torch.full((5,), 0.8)
+    assert gap_closed(torch.full((5,), 0.6), base, oracle) == {"mean": 0.75, "se": 0.0}
+    noisy = gap_closed(torch.tensor([0.4, 0.5, 0.6, 0.7, 0.8]), base, oracle)
+    # plug-in: the standard error of the numerator over a constant denominator, without the n - 1 correction
+    assert noisy["se"] == pytest.approx(0.1414 / 5**0.5 / 0.8, rel=0.1)
+
+
+def test_standard_error_is_over_people():
+    assert with_error(torch.tensor([1.0, 2.0, 3.0, 4.0])) == {"mean": 2.5, "se": 0.6455}  # sqrt(5/3) / 2
+
+
+def test_paired_differences_do_not_see_what_people_share(report):
+    difference = report["comparisons"]["difflora_1 - ridge"]
+    assert difference == {"mean": pytest.approx(0.1, abs=1e-4), "se": pytest.approx(0.0, abs=1e-4)}
+    assert all(report["floor"].values())
+    assert report["rows"]["difflora_1"]["gap_closed"]["mean"] == pytest.approx(0.55 / 0.6, abs=1e-3)
+
+
+def test_a_measurement_survives_its_file(tmp_path):
+    before = measurement(0.3, 0.5, 0.1)
+    before.save(tmp_path / "m.safetensors")
+    after = Measurement.load(tmp_path / "m.safetensors")
+    assert torch.equal(after.similarity, before.similarity)
+    assert list(after.accuracy) == sorted(before.accuracy)
+    assert torch.equal(after.accuracy_of_people, before.accuracy_of_people)
+
+
+def test_report_and_readme_show_every_row(report, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("a\n<!-- evaluation: x -->\nold\n<!-- /evaluation -->\nb\n")
+    write_report(report, tmp_path, readme)
+    write_report(report, tmp_path, readme)  # a second time changes nothing
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == report
+    assert readme.read_text() == f"a\n<!-- evaluation: x -->\n{readme_table(report)}<!-- /evaluation -->\nb\n"
+    for text in (readme_table(report), markdown(report)):
+        assert all(label in text for label in LABELS.values())
+    assert "python -m x" in markdown(report)
+
+
+def test_sheet_has_a_row_per_person_and_a_column_per_method():
+    chosen = dict.fromkeys(LABELS, measurement(0.1, 1.0))
+    photos = torch.zeros(PEOPLE, 3, 64, 64)
+    sheet = draw_sheet(photos, [["smiling", "red background"]] * PROMPTS, chosen)
+    assert PEOPLE <= SHEET_PEOPLE
+    assert sheet.height > PEOPLE * 104 and sheet.width > (len(LABELS) + 1) * 104

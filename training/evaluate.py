@@ -1,0 +1,227 @@
+"""Measure DiffLoRA against the base model, controls and trained LoRAs, on people whom nothing has seen.
+
+    python -m training.make_loras --split validation --people 16
+    python -m training.make_loras --split test --people 32
+    python -m training.evaluate --readme README.md
+
+Writes `docs/evaluation.json`, `evaluation.md`, `images/evaluation.png` and the README's table. Every
+measurement is kept in the run folder under a digest of all that it depends on: run it again to go on.
+Letters: B people, N photos of one person, K prompts, n LoRAs of the library, C width of a photo's features.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from difflora.base_model import BaseModel
+from difflora.checkpoint import load_checkpoint, save_checkpoint
+from difflora.errors import DiffLoRAError
+from difflora.files import atomic_save, load_safetensors, save_safetensors
+from difflora.model import EMBEDDED_CHECKPOINT, DiffLoRA
+from difflora.synthetic import world
+from difflora.synthetic.people import sample_people
+from training.common import say
+from training.evaluation_pictures import BASE_ROW, TRUE_ROW, Job, run_jobs
+from training.evaluation_report import draw_sheet, write_report
+from training.evaluation_rows import (
+    REGULARISERS,
+    Controls,
+    Panel,
+    all_rows,
+    check_same_library,
+    face_models,
+    library_features,
+    loras_of,
+    photograph,
+    prompt_scenes,
+    ridge_name,
+)
+from training.evaluation_scores import Measurement, choose_strength, summarise
+from training.library import load_library
+
+
+def make_jobs(
+    rows: Mapping[str, Tensor | None], split: str, options: argparse.Namespace, fingerprint: str
+) -> dict[str, dict[float, Job]]:
+    """Row -> strength -> job. A result's name digests all that it depends on, so that none is ever stale."""
+    people = options.people if split == "test" else options.validation_people
+    seed = options.seed + (1 if split == "test" else 2)
+    jobs: dict[str, dict[float, Job]] = {}
+    for row, flat in rows.items():
+        content = b"" if flat is None else flat.contiguous().numpy().tobytes()
+        path = None
+        if flat is not None:
+            path = options.run / "weights" / f"{row}-{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
+            if not path.is_file():
+                save_safetensors(path, {"flat": flat})
+        jobs[row] = {}
+        for strength in options.strengths if flat is not None else [0.0]:
+            facts = [row if flat is None else "", split, strength, people, options.prompts]
+            facts += [options.picture_steps, seed, fingerprint]
+            digest = hashlib.sha256(f"{facts}".encode() + content).hexdigest()[:16]
+            result = options.run / "results" / f"{split}-{row}-{strength:g}-{digest}.safetensors"
+            jobs[row][strength] = Job(
+                row, split, strength, people, options.prompts, options.picture_steps, seed,
+                options.checkpoint, options.base_model, options.device, path, result,
+            )  # fmt: skip
+    return jobs
+
+
+def measure_split(
+    split: str, rows: Mapping[str, Tensor | None], options: argparse.Namespace, fingerprint: str
+) -> dict[str, dict[float, Measurement]]:
+    """Row -> strength -> measurement, measured now or before."""
+    jobs = make_jobs(rows, split, options, fingerprint)
+    run_jobs([job for curve in jobs.values() for job in curve.values()], options.workers, split)
+    return {
+        row: {strength: Measurement.load(job.result) for strength, job in curve.items()}
+        for row, curve in jobs.items()
+    }
+
+
+def open_panel(model: DiffLoRA, split: str, count: int, prompts: int) -> tuple[Panel, float]:
+    """The people of a split and the seconds per person that finding and encoding their faces took."""
+    start = time.perf_counter()
+    photos, features = photograph(model, split, count)
+    seconds = (time.perf_counter() - start) / count
+    return Panel(sample_people(split, 0, count), prompt_scenes(split, prompts), photos, features), seconds
+
+
+def cached_library_features(
+    model: DiffLoRA, people: Sequence[int], run: Path, key: str
+) -> tuple[Tensor, Tensor]:
+    """Features of the library's people (n, N, C) and where a face was found (n, N), computed once."""
+    digest = hashlib.sha256(f"{list(people)}{key}".encode()).hexdigest()[:16]
+    path = run / f"library-features-{digest}.safetensors"
+    if not path.is_file():
+        features, valid = library_features(model, people)
+        save_safetensors(path, {"features": features, "valid": valid})
+    tensors, _ = load_safetensors(path)
+    return tensors["features"], tensors["valid"]
+
+
+def choose(
+    curves: Mapping[str, Mapping[float, Measurement]],
+) -> tuple[dict[str, float], float]:
+    """Strength per row, and the regulariser of ridge regression, from validation people."""
+    base = curves[BASE_ROW][0.0]
+    strengths = {row: choose_strength(curve, base) for row, curve in curves.items() if set(curve) != {0.0}}
+    best = max(REGULARISERS, key=lambda r: float(best_similarity(curves, strengths, ridge_name(r))))
+    return {**strengths, "ridge": strengths[ridge_name(best)]}, best
+
+
+def best_similarity(
+    curves: Mapping[str, Mapping[float, Measurement]], strengths: Mapping[str, float], row: str
+) -> Tensor:
+    """Mean similarity of a row at its chosen strength."""
+    return curves[row][strengths[row]].similarity.mean()
+
+
+def evaluate(options: argparse.Namespace, command: str) -> None:
+    """Validation, choice of strengths, test, report."""
+    model = DiffLoRA.load(options.checkpoint, device=options.device)
+    base = BaseModel.load(options.base_model, options.device)
+    fingerprint = base.fingerprint + digest_of(world.EVALUATION_RECOGNISER, world.ATTRIBUTE_CLASSIFIER)
+    library = load_library(options.loras)
+    check_same_library(library, model)
+    trained = {
+        split: loras_of(load_library(options.loras, split), model, count, split)
+        for split, count in (("validation", options.validation_people), ("test", options.people))
+    }
+    say(f"controls from {len(library.people)} LoRAs")
+    key = digest_of(*sorted(face_models(model)[0].folder.glob("*.onnx")))
+    features, valid = cached_library_features(model, library.people.tolist(), options.run, key)
+    controls = Controls(library, features, valid, model.checkpoint.networks.config.mif.face_width)
+
+    panel, _ = open_panel(model, "validation", options.validation_people, options.prompts)
+    rows, _ = all_rows(model, controls, panel, trained["validation"], options.seed)
+    curves = measure_split("validation", {BASE_ROW: None, **rows}, options, fingerprint)
+    strengths, regulariser = choose(curves)
+    say(f"chosen on validation people: regulariser {regulariser:g}, strengths {strengths}")
+
+    panel, encoding_seconds = open_panel(model, "test", options.people, options.prompts)
+    rows, seconds = all_rows(model, controls, panel, trained["test"], options.seed)
+    rows["ridge"], seconds["ridge"] = rows[ridge_name(regulariser)], seconds[ridge_name(regulariser)]
+    rows = {name: flat for name, flat in rows.items() if not name.startswith("ridge_")}
+    curves = measure_split("test", {BASE_ROW: None, TRUE_ROW: None, **rows}, options, fingerprint)
+    for name in ("nearest_lora", "ridge", "difflora_1", "difflora_4"):
+        seconds[name] += encoding_seconds
+
+    summary = summarise(curves, strengths, seconds)
+    settings = {
+        "people": options.people, "validation_people": options.validation_people, "prompts": options.prompts,
+        "strengths": options.strengths, "picture_steps": options.picture_steps, "seed": options.seed,
+        "library": len(library.people), "ridge_regulariser": regulariser, "base_model": base.name,
+        "base_model_fingerprint": base.fingerprint, "layout": model.layout.fingerprint,
+        "parameters_per_lora": model.layout.num_parameters, "difflora_steps": model.recommended.num_steps,
+        "guidance_scale": model.recommended.guidance_scale, "noise_scale": model.recommended.noise_scale,
+    }  # fmt: skip
+    report = {"command": command, "settings": settings, **summary}
+    chosen = {name: curve[strengths.get(name, 0.0)] for name, curve in curves.items()}
+    sheet = draw_sheet(panel.photos, panel.scenes.phrases(), chosen)
+    atomic_save(options.out / "images" / "evaluation.png", sheet.save)
+    write_report(report, options.out, options.readme)
+    if options.recommend:
+        recommend(options.checkpoint, strengths["difflora_1"])
+
+
+def digest_of(*paths: Path) -> str:
+    """Sixteen hexadecimal digits over the contents of files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def recommend(path: Path, strength: float) -> None:
+    """Write the strength that validation people chose into the checkpoint: demo and nodes start from it."""
+    checkpoint = load_checkpoint(path)
+    half = any(tensor.dtype == torch.float16 for tensor in load_safetensors(path)[0].values())
+    recommended = replace(checkpoint.recommended, strength=strength)
+    dtype = torch.float16 if half else torch.float32
+    save_checkpoint(path, replace(checkpoint, recommended=recommended), dtype)
+    say(f"{path} now recommends strength {strength:g}")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path, default=EMBEDDED_CHECKPOINT, help="of DiffLoRA")
+    parser.add_argument("--base-model", type=Path, default=world.BASE_MODEL, help="pipeline folder")
+    parser.add_argument("--loras", type=Path, default=Path("runs/loras"), help="library by make_loras")
+    parser.add_argument("--run", type=Path, default=Path("runs/evaluation"), help="folder of measurements")
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the report")
+    parser.add_argument("--readme", type=Path, help="README whose table to renew, e.g. README.md")
+    parser.add_argument("--people", type=int, default=32, help="test people")
+    parser.add_argument("--validation-people", type=int, default=16)
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--strengths", type=float, nargs="+", default=[0.5, 1.0, 1.5, 2.0])
+    parser.add_argument("--picture-steps", type=int, default=12, help="of the base model's sampler")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1, help="processes, each with one thread")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--recommend", action="store_true", help="write the strength into the checkpoint")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Arguments, measure, report."""
+    options = parse(arguments)
+    evaluate(options, shlex.join(["python", "-m", "training.evaluate", *arguments]))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except DiffLoRAError as error:
+        sys.exit(f"error: {error}")

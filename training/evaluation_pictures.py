@@ -1,0 +1,158 @@
+"""Draw and judge the pictures of evaluation, in this process or in several.
+
+Letters: B people, K prompts, b people at once, P parameters of one LoRA.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from difflora.base_model import BaseModel
+from difflora.batched import batched_lora
+from difflora.checkpoint import load_checkpoint
+from difflora.diffusion import draw_noise
+from difflora.files import load_safetensors
+from difflora.synthetic.judge import Judge
+from difflora.synthetic.people import sample_people
+from difflora.synthetic.renderer import render
+from difflora.synthetic.scenes import sample_scenes
+from training.common import progress_bar
+from training.evaluation_rows import prompt_scenes
+from training.evaluation_scores import Measurement
+
+BASE_ROW, TRUE_ROW = "base_model", "true_renders"
+PEOPLE_AT_ONCE = 8
+TRUE_SEED = 900_000
+"""Scenes' jitter of the true renders that mark the ceiling."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row at one strength, in a form that another process can take.
+
+    Args:
+        row: name of the method.
+        split: whose people.
+        strength: multiplier; 0 for rows without a LoRA.
+        people: B.
+        prompts: K.
+        picture_steps: steps of the base model's sampler.
+        seed: of the noise, which all rows share.
+        checkpoint: for the layout and the shared `lora_down`.
+        base_model: pipeline folder.
+        device: where the networks run.
+        weights: file with the row's flat weights; None without a LoRA.
+        result: file for the measurement.
+    """
+
+    row: str
+    split: str
+    strength: float
+    people: int
+    prompts: int
+    picture_steps: int
+    seed: int
+    checkpoint: Path
+    base_model: Path
+    device: str
+    weights: Path | None
+    result: Path
+
+
+@dataclass(frozen=True, eq=False)
+class Studio:
+    """What a process needs to draw and judge; loaded once."""
+
+    base: BaseModel
+    judge: Judge
+    targets: Mapping[str, Tensor]  # split -> (B, E)
+
+    @classmethod
+    def open(cls, jobs: Sequence[Job]) -> Studio:
+        """Load what these jobs need."""
+        judge = Judge.load()
+        sizes = {job.split: job.people for job in jobs}
+        targets = {split: judge.targets(sample_people(split, 0, count)) for split, count in sizes.items()}
+        return cls(BaseModel.load(jobs[0].base_model, jobs[0].device), judge, targets)
+
+    def measure(self, job: Job) -> None:
+        """Draw the pictures of a job, judge them, write the result."""
+        scenes = prompt_scenes(job.split, job.prompts)
+        if job.row == TRUE_ROW:
+            pictures = true_pictures(job)  # (B, K, 3, H, W)
+        else:
+            pictures = draw_people(self.base, job, self.base.encode_prompts(scenes.prompts()))
+        shown = torch.stack([own[index % job.prompts] for index, own in enumerate(pictures)])  # (B, 3, H, W)
+        Measurement(
+            self.judge.similarity(pictures, self.targets[job.split]),
+            self.judge.prompt_accuracy(pictures, scenes),
+            ((shown + 1) * 127.5).round().clamp(0, 255).byte(),
+        ).save(job.result)
+
+
+@torch.no_grad()
+def draw_people(base: BaseModel, job: Job, prompt_embeds: Tensor) -> Tensor:
+    """Pictures of B people for K prompts (K, T, W), some people at a time: (B, K, 3, H, W) in [-1, 1]."""
+    generator = torch.Generator().manual_seed(job.seed)
+    shape = (job.people, job.prompts, *base.latent_shape)
+    noise = draw_noise(shape, generator, base.device)  # (B, K, C, h, w)
+    checkpoint = load_checkpoint(job.checkpoint, job.device)
+    flat = None if job.weights is None else load_safetensors(job.weights, job.device)[0]["flat"]  # (B, P)
+    pictures = []
+    for start in range(0, job.people, PEOPLE_AT_ONCE):
+        part = slice(start, min(start + PEOPLE_AT_ONCE, job.people))
+        lora = nullcontext()
+        if flat is not None:
+            own, down = flat[part], checkpoint.shared_down
+            lora = batched_lora(base.denoiser, checkpoint.layout, own, down, job.strength)
+        rows = noise[part].flatten(0, 1)  # (b*K, C, h, w)
+        with lora:
+            latents = base.sample(prompt_embeds.repeat(part.stop - part.start, 1, 1), rows, job.picture_steps)
+        pictures.append(base.decode(latents).cpu().unflatten(0, (-1, job.prompts)))  # (b, K, 3, H, W)
+    return torch.cat(pictures)
+
+
+def true_pictures(job: Job) -> Tensor:
+    """Renders of the true people in the prompts' scenes: (B, K, 3, H, W) in [-1, 1]."""
+    traits = sample_people(job.split, 0, job.people)  # (B, traits)
+    prompts = prompt_scenes(job.split, job.prompts)
+    pictures = []
+    for index, person in enumerate(traits):
+        scenes = replace(prompts, jitter=sample_scenes(job.prompts, TRUE_SEED + index).jitter)
+        pictures.append(render(person.expand(job.prompts, -1), scenes).pictures * 2 - 1)  # (K, 3, H, W)
+    return torch.stack(pictures)
+
+
+def measure_all(jobs: Sequence[Job]) -> None:
+    """All jobs in this process; the entry point of workers."""
+    torch.set_num_threads(1)
+    studio = Studio.open(jobs)
+    for job in jobs:
+        studio.measure(job)
+
+
+def run_jobs(jobs: Sequence[Job], workers: int, description: str) -> None:
+    """Do the jobs that have no result yet, in this process or in several."""
+    missing = [job for job in jobs if not job.result.is_file()]
+    with progress_bar(len(jobs), description, len(jobs) - len(missing)) as bar:
+        if workers <= 1 and missing:
+            studio = Studio.open(missing)
+            for job in missing:
+                studio.measure(job)
+                bar.update(1)
+        elif missing:
+            # a few jobs per call: loading the models costs seconds, and a kill loses little
+            parts = [missing[start : start + 6] for start in range(0, len(missing), 6)]
+            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+                calls = {pool.submit(measure_all, part): len(part) for part in parts}
+                for call in as_completed(calls):
+                    call.result()
+                    bar.update(calls[call])

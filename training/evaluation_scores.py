@@ -1,0 +1,157 @@
+"""What evaluation measures, and what follows from it.
+
+Letters: B people, K prompts. Standard errors are over people: pictures of one person are not independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from difflora.files import load_safetensors, save_safetensors
+
+MAX_ACCURACY_LOSS = 0.05
+"""Points of prompt accuracy that a LoRA may cost: the strength is the most alike within this."""
+GAP_FLOOR, ORACLE_FLOOR = 0.85, 0.60
+"""What the first release promises."""
+BOOTSTRAP_DRAWS = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """What was measured on the pictures of one row at one strength.
+
+    Args:
+        similarity: (B, K) identity similarity.
+        accuracy: attribute -> (B, K), 1 where the picture shows what the prompt said.
+        samples: (B, 3, H, W) uint8, one picture of each person, for the sheet.
+    """
+
+    similarity: Tensor
+    accuracy: Mapping[str, Tensor]
+    samples: Tensor
+
+    @property
+    def similarity_of_people(self) -> Tensor:
+        """(B,) mean over prompts."""
+        return self.similarity.mean(dim=1)
+
+    @property
+    def accuracy_of_people(self) -> Tensor:
+        """(B,) mean over prompts and attributes."""
+        return torch.stack(list(self.accuracy.values())).mean(dim=(0, 2))
+
+    def save(self, path: Path) -> None:
+        """Write `.safetensors`."""
+        tensors = {f"accuracy.{name}": values for name, values in self.accuracy.items()}
+        save_safetensors(path, {"similarity": self.similarity, "samples": self.samples, **tensors})
+
+    @classmethod
+    def load(cls, path: Path) -> Measurement:
+        """Read what `save` wrote."""
+        tensors, _ = load_safetensors(path)
+        samples, similarity = tensors.pop("samples"), tensors.pop("similarity")
+        accuracy = {name.removeprefix("accuracy."): values for name, values in tensors.items()}
+        return cls(similarity, accuracy, samples)
+
+
+Curve = Mapping[float, Measurement]  # strength -> measurement
+
+
+def with_error(values: Tensor) -> dict[str, float]:
+    """Mean and standard error of (B,) values."""
+    return {"mean": round(float(values.mean()), 4), "se": round(float(values.std() / len(values) ** 0.5), 4)}
+
+
+def choose_strength(curve: Curve, base: Measurement) -> float:
+    """The strength that is most alike among those that cost at most `MAX_ACCURACY_LOSS` of prompt accuracy.
+
+    Args:
+        curve: a method on validation people.
+        base: the base model on the same people.
+
+    Returns:
+        The strength; if all cost more, the one that costs least.
+    """
+    least = float(base.accuracy_of_people.mean()) - MAX_ACCURACY_LOSS
+    accuracy = {strength: float(m.accuracy_of_people.mean()) for strength, m in curve.items()}
+    allowed = [strength for strength, value in accuracy.items() if value >= least]
+    if not allowed:
+        return max(accuracy, key=lambda strength: accuracy[strength])
+    return max(allowed, key=lambda strength: float(curve[strength].similarity.mean()))
+
+
+def gap_closed(row: Tensor, base: Tensor, oracle: Tensor) -> dict[str, float]:
+    """(row - base) / (oracle - base) of mean similarities, with its bootstrap standard error over people.
+
+    Args:
+        row: (B,) similarities of the people.
+        base: (B,) of the base model.
+        oracle: (B,) of the trained LoRA.
+    """
+    draws = torch.randint(len(row), (BOOTSTRAP_DRAWS, len(row)), generator=torch.Generator().manual_seed(0))
+    ratios = (row - base)[draws].mean(dim=1) / (oracle - base)[draws].mean(dim=1)  # (draws,)
+    mean = (row - base).mean() / (oracle - base).mean()
+    return {"mean": round(float(mean), 4), "se": round(float(ratios.std()), 4)}
+
+
+def summarise(
+    curves: Mapping[str, Curve], strengths: Mapping[str, float], seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """Rows, paired comparisons and the promised floor, as JSON values.
+
+    Args:
+        curves: row -> strength -> measurement on test people; rows without a LoRA have the one strength 0.
+        strengths: row -> chosen strength.
+        seconds: row -> seconds per person.
+    """
+    chosen = {name: curve[strengths.get(name, 0.0)] for name, curve in curves.items()}
+    people = {name: measurement.similarity_of_people for name, measurement in chosen.items()}  # (B,) each
+    rows = {}
+    for name, curve in curves.items():
+        right = chosen[name].accuracy
+        rows[name] = {
+            "strength": strengths.get(name),
+            "identity_similarity": with_error(people[name]),
+            "gap_closed": gap_closed(people[name], people["base_model"], people["trained_lora"]),
+            "prompt_accuracy": with_error(chosen[name].accuracy_of_people),
+            "prompt_accuracy_of": {key: round(float(values.mean()), 4) for key, values in right.items()},
+            "seconds_per_person": seconds.get(name),
+            "curve": curve_values(curve),
+        }
+    comparisons = {
+        f"difflora_1 - {name}": with_error(people["difflora_1"] - people[name])
+        for name in ("mean_lora", "nearest_lora", "ridge", "lae_trained", "trained_lora", "difflora_4")
+    }
+    return {"rows": rows, "comparisons": comparisons, "floor": floor(rows, comparisons)}
+
+
+def curve_values(curve: Curve) -> dict[str, dict[str, float]]:
+    """Strength -> mean similarity and accuracy."""
+    return {
+        f"{strength:g}": {
+            "identity_similarity": round(float(measurement.similarity.mean()), 4),
+            "prompt_accuracy": round(float(measurement.accuracy_of_people.mean()), 4),
+        }
+        for strength, measurement in curve.items()
+    }
+
+
+def floor(rows: Mapping[str, Any], comparisons: Mapping[str, Any]) -> dict[str, bool]:
+    """Whether the promises hold."""
+    ours, oracle, base = (rows[name] for name in ("difflora_1", "trained_lora", "base_model"))
+    lost = base["prompt_accuracy"]["mean"] - ours["prompt_accuracy"]["mean"]
+    ahead = {name.split(" - ")[1]: (value["mean"], value["se"]) for name, value in comparisons.items()}
+    return {
+        f"trained LoRA reaches {ORACLE_FLOOR:.2f}": oracle["identity_similarity"]["mean"] >= ORACLE_FLOOR,
+        f"one photo closes {GAP_FLOOR:.0%} of the gap": ours["gap_closed"]["mean"] >= GAP_FLOOR,
+        "beats the mean LoRA by more than the standard error": ahead["mean_lora"][0] > ahead["mean_lora"][1],
+        "beats the nearest LoRA by more than that": ahead["nearest_lora"][0] > ahead["nearest_lora"][1],
+        "is not worse than ridge by more than that": ahead["ridge"][0] >= -ahead["ridge"][1],
+        f"loses at most {MAX_ACCURACY_LOSS:.0%} of prompt accuracy": lost <= MAX_ACCURACY_LOSS,
+    }
