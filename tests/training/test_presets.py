@@ -1,0 +1,41 @@
+"""Presets: every one is consistent, and every setting can be given on the command line."""
+
+import argparse
+
+import pytest
+from training.optimising import rate_at
+from training.presets import PRESETS, DitTrainingConfig, apply_options, config_options, fit_features, preset
+
+from difflora.errors import DiffLoRAError
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_photos_suffice_for_references_and_pictures(name: str) -> None:
+    config = PRESETS[name].dit
+    assert config.max_photos + config.pictures_per_person <= config.photos_per_person
+    assert config.image_loss_from < config.num_steps
+
+
+def test_options_override_the_preset() -> None:
+    parser = argparse.ArgumentParser()
+    config_options(parser, DitTrainingConfig)
+    options = parser.parse_args(["--image-loss-weight", "0", "--num-steps", "7"])
+    config = apply_options(preset("tiny").dit, options)
+    assert (config.image_loss_weight, config.num_steps) == (0.0, 7)
+    assert config.pool_people == preset("tiny").dit.pool_people
+
+
+def test_feature_widths_are_filled_in() -> None:
+    mif = fit_features(preset("synthetic").networks, 512, 96).mif
+    assert (mif.face_width, mif.image_width) == (512, 96)
+
+
+def test_unknown_preset_is_an_error() -> None:
+    with pytest.raises(DiffLoRAError, match="use one of tiny"):
+        preset("huge")
+
+
+def test_rate_rises_linearly_and_ends_at_zero() -> None:
+    rates = [rate_at(step, 100, 1.0, 10) for step in range(100)]
+    assert rates[4] == 0.5 and rates[9] == 1.0
+    assert rates[-1] < 1e-3 and all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))

@@ -1,0 +1,101 @@
+"""Choose strength and starting noise on validation people, by the recogniser that also conditions (never the judge's).
+
+Letters: B people, K pictures of each, P parameters of one LoRA.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from difflora.base_model import BaseModel
+from difflora.batched import batched_lora
+from difflora.checkpoint import Checkpoint, Recommended
+from difflora.diffusion import draw_noise
+from difflora.features import FaceAnalyzer, ImageEncoder
+from training.common import progress_bar, say
+from training.image_loss import picture_losses
+from training.photo_pool import PhotoPool, choose_photos, photo_features
+
+STRENGTHS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+NOISE_SCALES = (0.0, 1.0)
+PICTURE_STEPS = 12
+PICTURES = 2
+
+
+@torch.no_grad()
+def recommend(
+    checkpoint: Checkpoint,
+    base: BaseModel,
+    pool: PhotoPool,
+    face_analyzer: FaceAnalyzer,
+    image_encoder: ImageEncoder,
+) -> Recommended:
+    """The settings whose pictures look most like the person, among those that the base model's own loss forgives.
+
+    A strength counts only if the LoRA still explains the person's real pictures better than the base model alone does:
+    likeness at the price of everything else does not.
+
+    Args:
+        checkpoint: finished networks.
+        base: draws.
+        pool: validation people.
+        face_analyzer: measures likeness.
+        image_encoder: needed beside it.
+
+    Returns:
+        The best settings.
+    """
+    networks, device = checkpoint.networks, checkpoint.networks.latent_mean.device
+    generator = torch.Generator().manual_seed(0)
+    references, mask, pictures = choose_photos(pool.valid, 1, PICTURES, generator)  # (B, 1), (B, 1), (B, K)
+    rows = torch.arange(len(pool), device=device)  # (B,)
+    condition = networks.condition(*pool.references(rows, references, mask))
+    others = pool.valid & (
+        torch.arange(pool.valid.shape[1], device=device) != references
+    )  # (B, F), not the reference
+    person = normalize((pool.face.float() * others[..., None]).sum(dim=1), dim=-1)  # (B, 512)
+    image_latents, prompts = pool.pictures(rows, pictures)  # (B*K, Cl, h, w), (B*K, L, W)
+    noise = draw_noise(tuple(image_latents.shape), generator, device)  # (B*K, Cl, h, w)
+    latent_noise = draw_noise((len(pool), *networks.latent_mean.shape), generator, device)  # (B, T, C)
+
+    def loss_of(flat: Tensor, strength: float) -> float:
+        fixed = torch.Generator().manual_seed(1)
+        arguments = (networks, flat, checkpoint.shared_down, image_latents, prompts, fixed)
+        return float(picture_losses(base, *arguments, strength=strength).mean())
+
+    plain = checkpoint.recommended
+    best, best_similarity = plain, -1.0
+    with progress_bar(len(NOISE_SCALES) * len(STRENGTHS), "choosing the strength") as bar:
+        for noise_scale in NOISE_SCALES:
+            latent = networks.sample(
+                condition, latent_noise, plain.num_steps, plain.guidance_scale, noise_scale
+            )
+            flat = networks.decode_latents(latent)  # (B, P)
+            base_loss = loss_of(flat, 0.0)
+            for strength in STRENGTHS:
+                with batched_lora(base.denoiser, networks.layout, flat, checkpoint.shared_down, strength):
+                    drawn = base.decode(base.sample(prompts, noise, PICTURE_STEPS))  # (B*K, 3, H, W)
+                face, valid = embed(drawn, face_analyzer, image_encoder)  # (B*K, 512), (B*K,)
+                similarity = (face * person.cpu().repeat_interleave(PICTURES, dim=0)).sum(dim=-1)  # (B*K,)
+                mean = float(similarity.mean())  # no face: 0
+                loss = loss_of(flat, strength)
+                say(
+                    f"noise {noise_scale:g} strength {strength:g}: similarity {mean:.3f}, faces "
+                    f"{float(valid.float().mean()):.2f}, picture loss {loss:.4f} (base {base_loss:.4f})"
+                )
+                if mean > best_similarity and loss <= base_loss:
+                    best_similarity = mean
+                    best = Recommended(strength, plain.num_steps, plain.guidance_scale, noise_scale)
+                bar.update(1)
+    return best
+
+
+def embed(
+    pictures: Tensor, face_analyzer: FaceAnalyzer, image_encoder: ImageEncoder
+) -> tuple[Tensor, Tensor]:
+    """Pictures (n, 3, H, W) in [-1, 1] -> face embeddings (n, 512), zero without a face, and valid (n,)."""
+    photos = list(
+        ((pictures.float() + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    )  # (H, W, 3)
+    face, _, valid = photo_features(photos, face_analyzer, image_encoder)
+    return face, valid

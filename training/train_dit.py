@@ -1,0 +1,404 @@
+"""Train MIF and DiT: `python -m training.train_dit --library runs/loras --lae runs/lae/lae.safetensors --out runs/dit`.
+
+Writes the DiffLoRA checkpoint. Resumable: started again with the same settings, it goes on where it stopped.
+`--image-loss-weight 0` is the weight-space recipe of the paper.
+Letters: B rows, N reference photos, K pictures, T latent tokens, C latent channels, P parameters of one LoRA.
+"""
+
+import argparse
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+if not __package__:  # run as a file: the repository root takes the place of this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from torch import Tensor
+
+from difflora.autoencoder import explained_variance
+from difflora.base_model import BaseModel
+from difflora.checkpoint import Checkpoint, Recommended, save_checkpoint
+from difflora.diffusion import DiffusionConfig, diffusion_loss, q_sample
+from difflora.errors import CheckpointError
+from difflora.features import FaceAnalyzer, ImageEncoder
+from difflora.hypernetwork import LoraHypernetwork
+from difflora.layout import SharedDown
+from training.common import (
+    MetricsWriter,
+    load_state,
+    open_run,
+    plot_metrics,
+    polite_interruption,
+    progress_bar,
+    read_config,
+    save_state,
+    say,
+)
+from training.image_loss import image_loss_weight, noised_latents, picture_losses
+from training.make_loras import load_library
+from training.optimising import Average, rate_at
+from training.photo_pool import PhotoPool, ScatteredPeople, build_pool, choose_photos
+from training.pictures import PhotoFolders
+from training.presets import (
+    DitTrainingConfig,
+    apply_options,
+    config_options,
+    diffusion_options,
+    fit_features,
+    preset,
+)
+from training.recommending import recommend
+from training.train_lae import TrainedLae, noise_like, split_library
+
+SAVE_EVERY = 250
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Everything that is trained on.
+
+    Args:
+        flat: (n, P) raw weights of the library.
+        people: (n,) row of each in the pool.
+        training: library rows that are trained on.
+        held_out: library rows that are only measured.
+        pool: photos of the training people, with and without a LoRA.
+        validation: photos of the validation people.
+        base: frozen base model.
+        shared_down: module -> lora_down.
+    """
+
+    flat: Tensor
+    people: Tensor
+    training: slice
+    held_out: slice
+    pool: PhotoPool
+    validation: PhotoPool
+    base: BaseModel
+    shared_down: SharedDown
+
+    def pool_to_library(self) -> Tensor:
+        """Library row of every person of the pool, -1 without a LoRA, (M,)."""
+        rows = torch.full((len(self.pool),), -1, device=self.flat.device)  # (M,)
+        rows[self.people] = torch.arange(len(self.flat), device=self.flat.device)
+        return rows
+
+    def image_people(self) -> Tensor:
+        """Rows of the pool that the image loss may use: everybody with a face but the held-out people, (M',)."""
+        allowed = self.pool.valid.any(dim=1)  # (M,)
+        allowed[self.people[self.held_out]] = False
+        return allowed.nonzero().squeeze(1)  # (M',)
+
+
+def noisy_features(
+    features: tuple[Tensor, Tensor, Tensor], amount: float, generator: torch.Generator
+) -> tuple[Tensor, ...]:
+    """Noise on face (B, N, 512) and image features (B, N, C), relative to each feature's own size; the mask stays."""
+    face, image, mask = features
+    noisy = [
+        x + amount * x.square().mean(dim=-1, keepdim=True).sqrt() * noise_like(x, generator)
+        for x in (face, image)
+    ]  # (B, N, 512), (B, N, C)
+    return noisy[0], noisy[1], mask
+
+
+def latent_loss(
+    networks: LoraHypernetwork,
+    latents: Tensor,
+    data: Data,
+    config: DitTrainingConfig,
+    generator: torch.Generator,
+) -> Tensor:
+    """The diffusion loss on library latents (n, T, C), one random row and random photos each -> 0-d."""
+    diffusion = networks.config.diffusion
+    rows = torch.randint(data.training.stop, (config.batch_size,), generator=generator).to(
+        latents.device
+    )  # (B,)
+    people = data.people[rows]  # (B,)
+    references, mask, _ = choose_photos(data.pool.valid[people], config.max_photos, 0, generator)  # (B, N)
+    dropped = (
+        torch.rand(len(rows), 1, generator=generator).to(mask.device) < config.condition_dropout
+    )  # (B, 1)
+    features = data.pool.references(people, references, mask & ~dropped)
+    condition = networks.condition(*noisy_features(features, config.feature_noise, generator))
+    x0 = latents[rows]  # (B, T, C)
+    x0 = x0 + config.latent_noise * noise_like(x0, generator)  # (B, T, C)
+    strata = torch.arange(len(rows)) + torch.rand(len(rows), generator=generator)  # (B,)
+    time = (strata / len(rows)).to(x0)  # (B,)
+    alpha, sigma = diffusion.alpha_sigma(time)  # (B,) each
+    x_t = q_sample(x0, noise_like(x0, generator), alpha, sigma)  # (B, T, C)
+    return diffusion_loss(
+        networks.predict_x0(x_t, time, condition), x0, alpha, sigma, diffusion.snr_cap
+    ).mean()
+
+
+def image_loss(
+    networks: LoraHypernetwork,
+    average: LoraHypernetwork,
+    latents: Tensor,
+    library_row: Tensor,
+    candidates: Tensor,
+    data: Data,
+    config: DitTrainingConfig,
+    generator: torch.Generator,
+) -> Tensor:
+    """The base model's loss on pictures of random people, drawn with their predicted LoRAs -> 0-d.
+
+    Args:
+        networks: trained.
+        average: their moving average.
+        latents: (n, T, C) of the library.
+        library_row: (M,) from `Data.pool_to_library`.
+        candidates: (M',) from `Data.image_people`.
+        data: pictures and base model.
+        config: how.
+        generator: on the CPU.
+    """
+    chosen = torch.randint(len(candidates), (config.image_people,), generator=generator)
+    people = candidates[chosen.to(candidates.device)]  # (B,)
+    own = library_row[people]  # (B,)
+    references, mask, pictures = choose_photos(
+        data.pool.valid[people], config.max_photos, config.pictures_per_person, generator
+    )  # (B, N), (B, N), (B, K)
+    features = data.pool.references(people, references, mask)
+    with torch.no_grad():
+        teacher = average.condition(*features)
+    x_t, time = noised_latents(
+        average, teacher, latents[own.clamp_min(0)], own >= 0, config, generator
+    )  # (B, T, C), (B,)
+    condition = networks.condition(*noisy_features(features, config.feature_noise, generator))
+    flat = networks.decode_latents(networks.predict_x0(x_t, time, condition))  # (B, P)
+    image_latents, prompts = data.pool.pictures(people, pictures)  # (B*K, Cl, h, w), (B*K, L, W)
+    losses = picture_losses(
+        data.base, networks, flat, data.shared_down, image_latents, prompts, generator, config.precision
+    )  # (B,)
+    return (image_loss_weight(networks, time, config.image_loss_floor) * losses).mean()
+
+
+@torch.no_grad()
+def measure(networks: LoraHypernetwork, data: Data, config: DitTrainingConfig) -> dict[str, float]:
+    """Validation: R2 of held-out library weights, and how much the predicted LoRAs help the base model.
+
+    `image_gain` is 1 - (loss with the LoRA) / (loss of the base model) on pictures of validation people, of whom one
+    photo was seen; `image_gain_zero` the same for the zero-noise start.
+    """
+    generator, device = torch.Generator().manual_seed(0), data.flat.device
+
+    def generate(pool: PhotoPool, rows: Tensor, noise_scale: float) -> Tensor:
+        references, mask, _ = choose_photos(
+            pool.valid[rows], 1, 0, torch.Generator().manual_seed(1)
+        )  # (B, 1)
+        condition = networks.condition(*pool.references(rows, references, mask))
+        noise = torch.randn(len(rows), *networks.latent_mean.shape, generator=generator).to(
+            device
+        )  # (B, T, C)
+        return networks.decode_latents(
+            networks.sample(condition, noise, 8, noise_scale=noise_scale)
+        )  # (B, P)
+
+    held_out = data.flat[data.held_out][:64]  # (B, P)
+    normalise = networks.normalisation.normalise
+    guess = generate(data.pool, data.people[data.held_out][:64], 0.0)  # (B, P)
+    values = {"held_out_r2": float(explained_variance(normalise(guess), normalise(held_out)))}
+
+    everybody = torch.arange(len(data.validation), device=device)  # (B,)
+    fixed = torch.Generator().manual_seed(1)
+    *_, pictures = choose_photos(data.validation.valid, 1, config.pictures_per_person, fixed)  # (B, K)
+    image_latents, prompts = data.validation.pictures(everybody, pictures)  # (B*K, Cl, h, w), (B*K, L, W)
+
+    def loss(flat: Tensor, strength: float) -> float:
+        arguments = (
+            networks,
+            flat,
+            data.shared_down,
+            image_latents,
+            prompts,
+            torch.Generator().manual_seed(2),
+        )
+        return float(picture_losses(data.base, *arguments, config.precision, strength).mean())
+
+    for name, noise_scale in (("image_gain", 1.0), ("image_gain_zero", 0.0)):
+        flat = generate(data.validation, everybody, noise_scale)  # (B, P)
+        values[name] = 1 - loss(flat, 1.0) / loss(flat, 0.0)
+    return values
+
+
+def train(
+    networks: LoraHypernetwork, data: Data, config: DitTrainingConfig, folder: Path
+) -> LoraHypernetwork:
+    """Train MIF and DiT (and the decoder), resuming what the folder holds; returns the averaged networks.
+
+    Args:
+        networks: with a trained LAE and its normalisation; trained in place.
+        data: what to train on.
+        config: how.
+        folder: gets `state.safetensors` and `metrics.jsonl`.
+    """
+    networks.requires_grad_(False)
+    latents = networks.fit_latents(
+        data.flat
+    )  # (n, T, C); the statistics are those of all LoRAs, no labels involved
+    library_row, candidates = data.pool_to_library(), data.image_people()  # (M,), (M',)
+    trained = [*networks.mif.parameters(), *networks.dit.parameters()]
+    decoder = (
+        networks.lae.decoder_parameters() if config.image_loss_weight and config.decoder_learning_rate else []
+    )
+    rates = [config.learning_rate, config.decoder_learning_rate]
+    for parameter in trained + decoder:
+        parameter.requires_grad_(True)
+    average = Average(networks, config.ema_decay)
+    groups = [{"params": part} for part in (trained, decoder) if part]
+    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=config.weight_decay)
+    start, state_path = 0, folder / "state.safetensors"
+    if state_path.is_file():
+        state = load_state(state_path)
+        networks.load_state_dict(state["networks"])
+        average.module.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        start = state["step"]
+    bar = progress_bar(config.num_steps, "DiT", start)
+    with MetricsWriter(folder / "metrics.jsonl", start) as metrics, polite_interruption() as interrupted:
+        for step in range(start, config.num_steps):
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+            losses = {"latent_loss": latent_loss(networks, latents, data, config, generator)}
+            loss = config.latent_loss_weight * losses["latent_loss"]
+            if config.image_loss_weight and step >= config.image_loss_from:
+                losses["image_loss"] = image_loss(
+                    networks, average.module, latents, library_row, candidates, data, config, generator
+                )
+                loss = loss + config.image_loss_weight * losses["image_loss"]
+            for group, peak in zip(optimiser.param_groups, rates, strict=False):
+                group["lr"] = rate_at(step, config.num_steps, peak, config.warmup)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            torch.nn.utils.clip_grad_norm_(decoder, 1.0)
+            optimiser.step()
+            average.update(step)
+            bar.update(1)
+
+            values = {name: float(value.detach()) for name, value in losses.items()}
+            done = step + 1 == config.num_steps
+            if (step + 1) % config.validate_every == 0 or done:
+                values |= measure(average.module, data, config)
+                bar.set_postfix_str(f"gain {values['image_gain_zero']:.4f}, R2 {values['held_out_r2']:.3f}")
+            metrics.write(step + 1, **values)
+            if (step + 1) % SAVE_EVERY == 0 or done or interrupted():
+                weights = {"networks": networks.state_dict(), "average": average.module.state_dict()}
+                save_state(state_path, {**weights, "optimiser": optimiser.state_dict(), "step": step + 1})
+            if interrupted():
+                raise SystemExit(130)
+    bar.close()
+    return average.module.eval()
+
+
+def read_options(arguments: list[str] | None) -> argparse.Namespace:
+    """Command line; the defaults are the embedded world's own files."""
+    from difflora.synthetic import world
+
+    parser = argparse.ArgumentParser(
+        description="Train the mixing block (MIF) and the diffusion transformer (DiT)."
+    )
+    parser.add_argument("--library", type=Path, default=Path("runs/loras"), help="folder of make_loras")
+    parser.add_argument(
+        "--lae", type=Path, default=Path("runs/lae/lae.safetensors"), help="what train_lae wrote"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/dit"), help="run folder, resumed if it exists")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="DiffLoRA checkpoint to write (default: in the run folder)"
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=Path("runs/photos"), help="features and pictures, computed once"
+    )
+    parser.add_argument("--photos", type=Path, help="one folder of photos per person, as given to make_loras")
+    parser.add_argument("--base", type=Path, default=world.BASE_MODEL, help="diffusers pipeline folder")
+    parser.add_argument("--face-pack", type=Path, default=world.FACE_PACK, help="insightface model pack")
+    parser.add_argument("--image-encoder", type=Path, default=world.IMAGE_ENCODER, help="CLIP vision tower")
+    parser.add_argument("--preset", default="synthetic", help="tiny, synthetic or synthetic-gpu")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
+    parser.add_argument(
+        "--float16", action="store_true", help="write the checkpoint's networks in half precision"
+    )
+    diffusion_options(parser)
+    config_options(parser, DitTrainingConfig)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the options, prepare the data, train, choose the settings, save, plot."""
+    options = read_options(arguments)
+    chosen = preset(options.preset)
+    config = apply_options(chosen.dit, options)
+    library, device = load_library(options.library), options.device
+    trained_lae = TrainedLae.load(options.lae)
+    layout = trained_lae.layout
+    if layout.fingerprint != library.layout.fingerprint:
+        raise CheckpointError(
+            f"{options.lae} was trained on another layout than {options.library}: run train_lae on it"
+        )
+    base = BaseModel.load(options.base, device)
+    made_for = read_config(options.library)["base_model_fingerprint"]
+    if base.fingerprint != made_for:
+        raise CheckpointError(
+            f"{options.library} was made for the base model {made_for}, {options.base} is {base.fingerprint}: "
+            "give the same one with --base"
+        )
+    face_analyzer, image_encoder = (
+        FaceAnalyzer(options.face_pack),
+        ImageEncoder(options.image_encoder, device),
+    )
+
+    needed = int(library.people.max()) + 1
+    count = max(needed, config.pool_people) if config.image_loss_weight else needed
+    encoders = (base, face_analyzer, image_encoder)
+    training, held_out = split_library(len(library.flat), trained_lae.held_out)
+    if options.photos is None:
+        people = [
+            ScatteredPeople(split, config.photos_per_person, config.seed) for split in ("train", "validation")
+        ]
+        pool = build_pool(options.cache / "train", people[0], count, *encoders)
+        validation = build_pool(options.cache / "validation", people[1], config.validation_people, *encoders)
+    else:
+        folders = PhotoFolders(options.photos, config.photos_per_person)
+        pool = build_pool(options.cache / "folders", folders, min(count, len(folders)), *encoders)
+        validation = pool.select(library.people[held_out])
+    data = Data(
+        library.flat.to(device),
+        library.people.to(device),
+        training,
+        held_out,
+        pool.to(device),
+        validation.to(device),
+        base,
+        {name: down.to(device) for name, down in library.shared_down.items()},
+    )
+
+    diffusion = DiffusionConfig(options.schedule, options.prediction)
+    sizes = replace(
+        fit_features(chosen.networks, 512, image_encoder.width), lae=trained_lae.lae.config, diffusion=diffusion
+    )
+    open_run(options.out, {"networks": asdict(sizes), "training": asdict(config), "base": base.fingerprint})
+    torch.manual_seed(config.seed)
+    networks = LoraHypernetwork(layout, sizes)
+    networks.lae.load_state_dict(trained_lae.lae.state_dict())
+    networks.set_normalisation(trained_lae.normalisation)
+    networks = train(networks.to(device), data, config, options.out)
+
+    checkpoint = Checkpoint(
+        networks, data.shared_down, base.name, face_analyzer.name, image_encoder.folder.name, Recommended()
+    )
+    path = options.checkpoint or options.out / "difflora.safetensors"
+    dtype = torch.float16 if options.float16 else torch.float32
+    save_checkpoint(path, checkpoint, dtype)  # before the choice: nothing is lost if it fails
+    best = recommend(checkpoint, base, data.validation, face_analyzer, image_encoder)
+    save_checkpoint(path, replace(checkpoint, recommended=best), dtype)
+    plot_metrics(options.out / "metrics.jsonl", options.out / "loss.png", ("latent_loss", "image_loss"))
+    plot_metrics(
+        options.out / "metrics.jsonl", options.out / "validation.png", ("image_gain", "image_gain_zero")
+    )
+    say(f"recommended: {best}\ncheckpoint saved to {path}")
+
+
+if __name__ == "__main__":
+    main()

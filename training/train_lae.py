@@ -1,0 +1,197 @@
+"""Train the LAE on a library of LoRAs: `python -m training.train_lae --library runs/loras --out runs/lae`.
+
+Resumable: started again with the same settings, it goes on where it stopped.
+Letters: n LoRAs of the library, B of a batch, P parameters of one LoRA.
+"""
+
+import argparse
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+if not __package__:  # run as a file: the repository root takes the place of this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from torch import Tensor
+
+from difflora.autoencoder import LaeConfig, LoraAutoencoder, explained_variance, lae_loss
+from difflora.checkpoint import config_from_fields
+from difflora.layout import LoraLayout
+from difflora.normalisation import LoraNormalisation
+from training.common import (
+    MetricsWriter,
+    load_state,
+    open_run,
+    plot_metrics,
+    polite_interruption,
+    progress_bar,
+    save_state,
+    say,
+)
+from training.make_loras import load_library
+from training.optimising import Average, rate_at
+from training.presets import LaeTrainingConfig, apply_options, config_options, preset
+
+REPORT_EVERY = 50
+SAVE_EVERY = 500
+
+
+def augment(flat: Tensor, config: LaeTrainingConfig, generator: torch.Generator) -> Tensor:
+    """LoRA mixup: a fraction of the rows becomes a convex combination with another row, (B, P) -> (B, P)."""
+    share = torch.rand(len(flat), 1, generator=generator)  # (B, 1)
+    share = torch.where(torch.rand(len(flat), 1, generator=generator) < config.mixup, share, 0.0).to(
+        flat
+    )  # (B, 1)
+    return torch.lerp(
+        flat, flat[torch.randperm(len(flat), generator=generator).to(flat.device)], share
+    )  # (B, P)
+
+
+def noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Gaussian noise of x's shape from a CPU generator."""
+    return torch.randn(x.shape, generator=generator).to(x)
+
+
+def split_library(count: int, held_out: float) -> tuple[slice, slice]:
+    """People to train on, and the last ones to measure on (at least one of each)."""
+    kept = min(max(1, count - max(1, round(held_out * count))), count - 1)
+    return slice(0, kept), slice(kept, count)
+
+
+@torch.no_grad()
+def measure(lae: LoraAutoencoder, flat: Tensor) -> float:
+    """R2 of reconstruction over normalised weights (n, P)."""
+    lae.eval()
+    decoded = torch.cat([lae.decode(lae.encode(part)) for part in flat.split(64)])  # (n, P)
+    lae.train()
+    return float(explained_variance(decoded, flat))
+
+
+def train(
+    library: Tensor,
+    layout: LoraLayout,
+    lae_config: LaeConfig,
+    config: LaeTrainingConfig,
+    folder: Path,
+    device: torch.device | str = "cpu",
+) -> tuple[LoraAutoencoder, LoraNormalisation]:
+    """Train on raw weights (n, P), resuming what the folder holds; returns the averaged LAE and its normalisation."""
+    training, held_out = split_library(len(library), config.held_out)
+    normalisation = LoraNormalisation.fit(library[training], layout)
+    flat = normalisation.normalise(library.float()).to(device)  # (n, P)
+    torch.manual_seed(config.seed)
+    lae = LoraAutoencoder(layout, lae_config).to(device)
+    average = Average(lae, config.ema_decay)
+    optimiser = torch.optim.AdamW(
+        lae.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+    )
+    start, state_path = 0, folder / "state.safetensors"
+    if state_path.is_file():
+        state = load_state(state_path)
+        lae.load_state_dict(state["lae"])
+        average.module.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        start = state["step"]
+    bar = progress_bar(config.num_steps, "LAE", start)
+    with MetricsWriter(folder / "metrics.jsonl", start) as metrics, polite_interruption() as interrupted:
+        for step in range(start, config.num_steps):
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+            rows = torch.randint(training.stop, (config.batch_size,), generator=generator).to(device)  # (B,)
+            target = augment(flat[rows], config, generator)  # (B, P)
+            latent = lae.encode(target + config.input_noise * noise_like(target, generator))  # (B, S, C)
+            spread = (
+                latent.detach().std(dim=0).clamp_min(1e-3)
+            )  # (S, C); noise relative to the latent's own spread
+            latent = latent + config.latent_noise * spread * noise_like(latent, generator)  # (B, S, C)
+            loss = lae_loss(
+                lae.decode(latent), target, lae_config.weight_preserving, lae_config.weight_cap
+            ).mean()
+            optimiser.param_groups[0]["lr"] = rate_at(
+                step, config.num_steps, config.learning_rate, config.warmup
+            )
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(lae.parameters(), 1.0)
+            optimiser.step()
+            average.update(step)
+            bar.update(1)
+
+            done = step + 1 == config.num_steps
+            if (step + 1) % REPORT_EVERY == 0 or done:
+                train_r2 = measure(average.module, flat[training][:256])
+                held_out_r2 = measure(average.module, flat[held_out])
+                metrics.write(step + 1, loss=float(loss.detach()), train_r2=train_r2, held_out_r2=held_out_r2)
+                bar.set_postfix_str(f"R2 {train_r2:.3f}, held out {held_out_r2:.3f}")
+            if (step + 1) % SAVE_EVERY == 0 or done or interrupted():
+                weights = {"lae": lae.state_dict(), "average": average.module.state_dict()}
+                save_state(state_path, {**weights, "optimiser": optimiser.state_dict(), "step": step + 1})
+            if interrupted():
+                raise SystemExit(130)
+    bar.close()
+    return average.module.eval(), normalisation
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedLae:
+    """What a finished run leaves behind.
+
+    Args:
+        lae: averaged weights.
+        layout: of the LoRAs.
+        normalisation: of the library.
+        held_out: fraction of the library, its last people, that was never trained on.
+    """
+
+    lae: LoraAutoencoder
+    layout: LoraLayout
+    normalisation: LoraNormalisation
+    held_out: float
+
+    def save(self, path: Path) -> None:
+        """Write everything to one file."""
+        state = {"layout": self.layout.to_json(), "config": asdict(self.lae.config), "held_out": self.held_out}
+        save_state(
+            path, {**state, "lae": self.lae.state_dict(), "normalisation": self.normalisation.tensors()}
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> "TrainedLae":
+        """Inverse of `save`.
+
+        Raises:
+            CheckpointError: missing, damaged or newer file.
+        """
+        state = load_state(path)
+        layout = LoraLayout.from_json(state["layout"])
+        lae = LoraAutoencoder(layout, config_from_fields(LaeConfig, state["config"]))
+        lae.load_state_dict(state["lae"])
+        normalisation = LoraNormalisation.from_tensors(state["normalisation"], layout)
+        return cls(lae.eval(), layout, normalisation, state["held_out"])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the options, train, save, plot."""
+    parser = argparse.ArgumentParser(description="Train the LoRA weight autoencoder (LAE).")
+    parser.add_argument("--library", type=Path, default=Path("runs/loras"), help="folder of make_loras")
+    parser.add_argument("--out", type=Path, default=Path("runs/lae"), help="run folder, resumed if it exists")
+    parser.add_argument("--preset", default="synthetic", help="tiny, synthetic or synthetic-gpu")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
+    config_options(parser, LaeTrainingConfig)
+    options = parser.parse_args(arguments)
+    chosen = preset(options.preset)
+    config = apply_options(chosen.lae, options)
+
+    library = load_library(options.library)
+    settings = {"lae": asdict(chosen.networks.lae), "training": asdict(config)}
+    open_run(options.out, {**settings, "layout": library.layout.fingerprint, "library": len(library.flat)})
+    lae, normalisation = train(
+        library.flat, library.layout, chosen.networks.lae, config, options.out, options.device
+    )
+    TrainedLae(lae, library.layout, normalisation, config.held_out).save(options.out / "lae.safetensors")
+    plot_metrics(options.out / "metrics.jsonl", options.out / "lae.png", ("loss", "train_r2", "held_out_r2"))
+    say(f"LAE saved to {options.out / 'lae.safetensors'}")
+
+
+if __name__ == "__main__":
+    main()
