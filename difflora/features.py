@@ -1,0 +1,176 @@
+"""Photos -> features: face embeddings and, from a CLIP vision tower, image features.
+
+Letters: N photos of one person, C feature width, S side of a square, H, W height and width of a photo.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn import functional
+
+from .errors import FaceModelError
+from .faces import Face, FaceAnalyzer, FaceReport, OnMissing
+from .photos import Photo, as_photos
+
+CROP_MARGIN = 2.0
+"""Side of the square that the image encoder sees, in sides of the face box: with hair, ears, shoulders."""
+ENCODER_BATCH = 64
+
+
+@dataclass(frozen=True)
+class IdentityFeatures:
+    """Everything that DiffLoRA knows about a person, one row per used photo.
+
+    Args:
+        face_embedding: (N, 512) rows of unit length.
+        image_features: (N, C).
+        faces: a report for every photo given, so it may be longer than N.
+    """
+
+    face_embedding: Tensor
+    image_features: Tensor
+    faces: tuple[FaceReport, ...] = ()
+
+    def __len__(self) -> int:
+        """Number of used photos N."""
+        return self.face_embedding.shape[0]
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> IdentityFeatures:
+        """The same features on another device."""
+        return replace(
+            self,
+            face_embedding=self.face_embedding.to(device, dtype),
+            image_features=self.image_features.to(device, dtype),
+        )
+
+
+class ImageEncoder:
+    """Image features of a CLIP vision tower, transformers' ``CLIPVisionModelWithProjection``.
+
+    Args:
+        folder: has config.json, model.safetensors and preprocessor_config.json.
+        device: where it runs.
+        dtype: its precision.
+
+    Raises:
+        FaceModelError: the folder is missing or incomplete.
+    """
+
+    def __init__(
+        self, folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Load the tower and its normalisation."""
+        from transformers import CLIPVisionModelWithProjection
+
+        self.folder = Path(folder).expanduser().resolve()
+        for name in ("config.json", "preprocessor_config.json"):
+            if not (self.folder / name).is_file():
+                raise FaceModelError(
+                    f"the image encoder {self.folder} has no {name}: give the folder of a CLIP vision model"
+                )
+        try:
+            settings = json.loads((self.folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+            self._mean = torch.tensor(settings["image_mean"])[:, None, None]  # (3, 1, 1)
+            self._std = torch.tensor(settings["image_std"])[:, None, None]  # (3, 1, 1)
+            model = CLIPVisionModelWithProjection.from_pretrained(
+                self.folder, local_files_only=True, use_safetensors=True
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise FaceModelError(
+                f"the image encoder {self.folder} cannot be loaded ({error}): it needs config.json, "
+                "model.safetensors and preprocessor_config.json of a CLIP vision model; download it again"
+            ) from error
+        self._model = model.eval().requires_grad_(False).to(device=device, dtype=dtype)
+        self._size = int(model.config.image_size)  # type: ignore[arg-type]
+        self.width: int = model.config.projection_dim
+        """Feature width C."""
+
+    @torch.no_grad()
+    def encode(self, photos: Sequence[np.ndarray]) -> Tensor:
+        """Encode pictures, each squeezed to the square that the tower was trained on.
+
+        Args:
+            photos: N arrays (H, W, 3) uint8 RGB, best square.
+
+        Returns:
+            (N, C) float32 on the CPU.
+        """
+        if not photos:
+            return torch.zeros(0, self.width)
+        parts = []
+        for start in range(0, len(photos), ENCODER_BATCH):
+            pixels = torch.stack([self._pixels(photo) for photo in photos[start : start + ENCODER_BATCH]])
+            pixels = pixels.to(self._model.device, self._model.dtype)  # (n, 3, S, S)
+            parts.append(self._model(pixel_values=pixels).image_embeds.float().cpu())  # (n, C)
+        return torch.cat(parts)
+
+    def _pixels(self, photo: np.ndarray) -> Tensor:
+        pixels = torch.from_numpy(photo.copy()).permute(2, 0, 1)[None].float() / 255.0  # (1, 3, H, W)
+        if pixels.shape[2:] != (self._size, self._size):
+            pixels = functional.interpolate(
+                pixels, (self._size, self._size), mode="bicubic", antialias=True, align_corners=False
+            ).clamp(0.0, 1.0)
+        return (pixels[0] - self._mean) / self._std  # (3, S, S)
+
+
+def crop_face(photo: np.ndarray, face: Face, margin: float = CROP_MARGIN) -> np.ndarray:
+    """The square around a face that the image encoder sees.
+
+    It is ``margin`` times as wide as the face box, moved inside the photo where that is possible and no
+    larger than the photo unless the face itself is; what still lies outside repeats the photo's edge.
+
+    Args:
+        photo: (H, W, 3) uint8 RGB.
+        face: a face of that photo.
+        margin: sides of the face box.
+
+    Returns:
+        (S, S, 3) uint8 RGB.
+    """
+    height, width = photo.shape[:2]
+    left, top, right, bottom = face.box
+    face_side = max(right - left, bottom - top, 1.0)
+    side = max(round(min(margin * face_side, max(face_side, min(height, width)))), 1)
+    x = _start((left + right) / 2, side, width) + np.arange(side)  # (S,)
+    y = _start((top + bottom) / 2, side, height) + np.arange(side)  # (S,)
+    return photo[y.clip(0, height - 1)[:, None], x.clip(0, width - 1)[None, :]]  # (S, S, 3)
+
+
+def _start(centre: float, side: int, limit: int) -> int:
+    start = round(centre - side / 2)
+    return min(max(start, 0), limit - side) if side <= limit else start
+
+
+def encode_photos(
+    photos: Photo | Sequence[Photo],
+    face_analyzer: FaceAnalyzer,
+    image_encoder: ImageEncoder,
+    on_missing: OnMissing = "error",
+) -> IdentityFeatures:
+    """Features of one person from their photos: the largest face of each is taken.
+
+    Args:
+        photos: N photos, see ``as_photos``.
+        face_analyzer: finds and embeds faces.
+        image_encoder: encodes the square of ``CROP_MARGIN`` face boxes around each face.
+        on_missing: what to do with a photo without a face: "error" or "skip".
+
+    Returns:
+        One row per used photo and a report per photo.
+
+    Raises:
+        PhotoError: a photo is unusable.
+        NoFaceError: a photo has no face (or, with "skip", none has).
+    """
+    loaded = as_photos(photos)
+    face_embedding, faces = face_analyzer.analyze(loaded, on_missing)  # (N, 512)
+    crops = [crop_face(loaded[report.photo], report.face) for report in faces if report.face is not None]
+    return IdentityFeatures(face_embedding, image_encoder.encode(crops), faces)  # (N, 512), (N, C)

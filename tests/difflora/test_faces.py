@@ -1,0 +1,123 @@
+"""Faces in photos, with the shipped face pack, through the insightface library."""
+
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from difflora.errors import FaceModelError, NoFaceError
+from difflora.faces import FaceAnalyzer, FaceReport, find_face_pack
+from difflora.synthetic.people import sample_people
+from difflora.synthetic.renderer import render
+from difflora.synthetic.scenes import sample_scenes, scene_for
+
+PACK = Path(__file__).resolve().parents[2] / "difflora" / "synthetic" / "weights" / "face_pack"
+
+
+@pytest.fixture(scope="module")
+def analyzer() -> FaceAnalyzer:
+    return FaceAnalyzer(PACK, providers=["CPUExecutionProvider"])
+
+
+def portrait(person: int = 0, scene=None) -> np.ndarray:
+    """(64, 64, 3) uint8 of somebody whom no model was trained on."""
+    picture = render(sample_people("test", person, 1), scene or scene_for(expression="smiling")).pictures[0]
+    return (picture.permute(1, 2, 0) * 255).round().byte().numpy()
+
+
+def enlarged(picture: np.ndarray, times: int) -> np.ndarray:
+    return picture.repeat(times, 0).repeat(times, 1)
+
+
+def test_one_person_is_more_like_themselves_than_like_another(analyzer: FaceAnalyzer) -> None:
+    scenes = sample_scenes(2, seed=5)
+    photos = [portrait(0, scenes[:1]), portrait(0, scenes[1:]), portrait(1, scenes[:1])]
+    embedding, faces = analyzer.analyze(photos)
+    assert embedding.shape == (3, 512)
+    torch.testing.assert_close(embedding.norm(dim=1), torch.ones(3))
+    assert embedding[0] @ embedding[1] > embedding[0] @ embedding[2] + 0.3
+    assert all(report.used and report.num_faces == 1 for report in faces)
+
+
+def test_many_photos_at_once_equal_one_by_one(analyzer: FaceAnalyzer) -> None:
+    photos = [portrait(person) for person in range(3)]
+    together, _ = analyzer.analyze(photos)
+    alone = torch.cat([analyzer.analyze([photo])[0] for photo in photos])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
+
+
+def test_the_largest_of_several_faces_is_taken_and_the_report_says_so(analyzer: FaceAnalyzer) -> None:
+    photo = np.zeros((128, 192, 3), np.uint8)
+    photo[:, 64:] = enlarged(portrait(2), 2)
+    photo[30:94, :64] = portrait(3)
+    _, (report,) = analyzer.analyze([photo])
+    assert report.num_faces == 2
+    assert "largest" in report.reason
+    assert report.face is not None and report.face.box[0] > 64
+    own, _ = analyzer.analyze([portrait(2)])
+    both, _ = analyzer.analyze([photo])
+    assert (own @ both.T).item() > 0.8
+
+
+@pytest.mark.parametrize("times", [1, 3, 8])
+def test_any_photo_size(analyzer: FaceAnalyzer, times: int) -> None:
+    small, _ = analyzer.analyze([portrait(4)])
+    large, _ = analyzer.analyze([enlarged(portrait(4), times)])
+    assert (small @ large.T).item() > 0.8
+
+
+def test_a_close_up_is_found(analyzer: FaceAnalyzer) -> None:
+    photo = portrait(5, scene_for())
+    (face,) = analyzer.detect(photo)
+    left, top, right, bottom = (round(value) for value in face.box)
+    close = enlarged(photo[top - 1 : bottom + 1, left - 1 : right + 1], 4)
+    embedding, _ = analyzer.analyze([close])
+    assert (embedding @ analyzer.analyze([photo])[0].T).item() > 0.6
+
+
+def test_photos_without_a_face(analyzer: FaceAnalyzer) -> None:
+    empty = np.full((80, 80, 3), 90, np.uint8)
+    with pytest.raises(NoFaceError, match=r"photo 2 of 2: use a sharp"):
+        analyzer.analyze([portrait(), empty])
+    embedding, faces = analyzer.analyze([empty, portrait()], on_missing="skip")
+    assert embedding.shape == (1, 512)
+    assert faces[0] == FaceReport(0, False, "no face found", 0)
+    with pytest.raises(NoFaceError, match="any of 1 photos"):
+        analyzer.analyze([empty], on_missing="skip")
+
+
+def test_the_pack_is_found_where_people_unpack_it(tmp_path) -> None:
+    nested = tmp_path / "antelopev2" / "antelopev2"
+    nested.mkdir(parents=True)
+    (nested / "scrfd.onnx").write_bytes(b"")
+    assert find_face_pack(nested) == nested.resolve()
+    assert find_face_pack(nested.parent) == nested.resolve()
+    assert find_face_pack(PACK).name == "synthetic"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x.onnx").write_bytes(b"")
+    with pytest.raises(FaceModelError, match="several face packs: choose one of"):
+        find_face_pack(tmp_path)
+
+
+def test_packs_that_do_not_work_say_why(tmp_path) -> None:
+    with pytest.raises(FaceModelError, match="no face pack at"):
+        FaceAnalyzer(tmp_path / "missing")
+    with zipfile.ZipFile(tmp_path / "buffalo_l.zip", "w") as archive:
+        archive.writestr("det.onnx", b"")
+    with pytest.raises(FaceModelError, match="unpack it first"):
+        FaceAnalyzer(tmp_path / "buffalo_l.zip")
+    with pytest.raises(FaceModelError, match=r"unpack buffalo_l\.zip there"):
+        FaceAnalyzer(tmp_path)
+    (tmp_path / "det.onnx").write_bytes(b"damaged")
+    with pytest.raises(FaceModelError, match=r"cannot be loaded.*download it again"):
+        FaceAnalyzer(tmp_path)
+    pack = find_face_pack(PACK)
+    for name, message in (("detection", "has no recogniser"), ("recognition", "cannot be loaded")):
+        folder = tmp_path / name
+        folder.mkdir()
+        shutil.copy(pack / f"{name}.onnx", folder)
+        with pytest.raises(FaceModelError, match=message):
+            FaceAnalyzer(folder)

@@ -1,0 +1,119 @@
+"""Photos -> features: crops, the CLIP vision tower, and everything together."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from difflora.errors import FaceModelError, PhotoError
+from difflora.faces import Face, FaceAnalyzer
+from difflora.features import ImageEncoder, crop_face, encode_photos
+from difflora.synthetic.people import sample_people
+from difflora.synthetic.renderer import render
+from difflora.synthetic.scenes import scene_for
+
+PACK = Path(__file__).resolve().parents[2] / "difflora" / "synthetic" / "weights" / "face_pack"
+WIDTH = 24
+
+
+@pytest.fixture(scope="module")
+def analyzer() -> FaceAnalyzer:
+    return FaceAnalyzer(PACK, providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture(scope="module")
+def encoder_folder(tmp_path_factory) -> Path:
+    """A random CLIP vision tower as transformers saves it."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("encoder")
+    config = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        projection_dim=WIDTH,
+    )
+    CLIPVisionModelWithProjection(config).save_pretrained(folder)
+    settings = {
+        "image_mean": [0.4, 0.5, 0.6],
+        "image_std": [0.2, 0.3, 0.4],
+        "size": {"height": 32, "width": 32},
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def portrait(person: int = 0, scene=None) -> np.ndarray:
+    """(64, 64, 3) uint8 of somebody whom no model was trained on."""
+    picture = render(sample_people("test", person, 1), scene or scene_for(expression="smiling")).pictures[0]
+    return (picture.permute(1, 2, 0) * 255).round().byte().numpy()
+
+
+def test_image_features_equal_those_of_the_transformers_processor(encoder_folder: Path) -> None:
+    encoder = ImageEncoder(encoder_folder)
+    photo = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    from transformers import CLIPVisionModelWithProjection
+
+    model = CLIPVisionModelWithProjection.from_pretrained(encoder_folder).eval()
+    pixels = (torch.from_numpy(photo).float() / 255 - torch.tensor([0.4, 0.5, 0.6])) / torch.tensor(
+        [0.2, 0.3, 0.4]
+    )
+    expected = model(pixel_values=pixels.permute(2, 0, 1)[None]).image_embeds  # the definition, by hand
+    torch.testing.assert_close(encoder.encode([photo]), expected.detach())
+    assert encoder.encode([photo, photo[:20]]).shape == (2, WIDTH) == (2, encoder.width)
+    assert encoder.encode([]).shape == (0, WIDTH)
+
+
+def test_an_incomplete_image_encoder_says_what_is_missing(encoder_folder: Path, tmp_path) -> None:
+    shutil.copytree(encoder_folder, tmp_path / "partial")
+    (tmp_path / "partial" / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(FaceModelError, match=r"model\.safetensors"):
+        ImageEncoder(tmp_path / "partial")
+    (tmp_path / "partial" / "preprocessor_config.json").unlink()
+    with pytest.raises(FaceModelError, match=r"has no preprocessor_config\.json"):
+        ImageEncoder(tmp_path / "partial")
+
+
+@pytest.mark.parametrize(
+    ("box", "side", "corner"),
+    [
+        ((40.0, 40.0, 60.0, 60.0), 40, (30, 30)),  # room on all sides: twice the face
+        ((0.0, 0.0, 20.0, 20.0), 40, (0, 0)),  # moved inside
+        ((20.0, 20.0, 90.0, 80.0), 100, (0, 0)),  # no larger than the photo
+    ],
+)
+def test_the_crop_is_a_square_around_the_face(box, side: int, corner) -> None:
+    y, x = np.mgrid[:100, :100]
+    photo = np.stack([x, y, x], axis=-1).astype(np.uint8)
+    crop = crop_face(photo, Face(box, 1.0, ()))
+    assert crop.shape == (side, side, 3)
+    assert (crop[0, 0, 0], crop[0, 0, 1]) == corner
+
+
+def test_a_face_larger_than_the_photo_is_padded_with_its_edge() -> None:
+    photo = np.arange(100 * 60 * 3, dtype=np.uint32).reshape(100, 60, 3).astype(np.uint8)
+    crop = crop_face(photo, Face((-10.0, 10.0, 70.0, 90.0), 1.0, ()))
+    assert crop.shape == (80, 80, 3)
+    assert np.array_equal(crop[:, 10:70], photo[10:90])
+    assert np.array_equal(crop[:, 0], photo[10:90, 0])
+
+
+def test_encode_photos_gives_both_features_and_a_report(analyzer: FaceAnalyzer, encoder_folder: Path) -> None:
+    encoder = ImageEncoder(encoder_folder)
+    features = encode_photos(
+        [portrait(), np.zeros((64, 64, 3), np.uint8), portrait(1)], analyzer, encoder, "skip"
+    )
+    assert len(features) == 2
+    assert features.face_embedding.shape == (2, 512)
+    assert features.image_features.shape == (2, WIDTH)
+    assert [report.used for report in features.faces] == [True, False, True]
+    assert features.to("cpu", torch.float64).image_features.dtype == torch.float64
+    with pytest.raises(PhotoError, match="photo 1 of 1"):
+        encode_photos([np.zeros((1, 1, 3), np.uint8)], analyzer, encoder)

@@ -1,0 +1,244 @@
+"""Trains the face models of the synthetic world: python -m training.world_faces --stage detector.
+
+Four stages, each resumable and about ten CPU minutes or less: the detector and the recogniser of the face
+pack, and the
+two judges (evaluation recogniser, attribute classifier). Measures are on people of the validation split.
+
+Letters: B pictures, P people, K pictures of one person, E embedding width.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from difflora.features import FaceAnalyzer
+from difflora.synthetic.attributes import AttributeClassifier, AttributeConfig
+from difflora.synthetic.detector import DetectorConfig, FaceDetector
+from difflora.synthetic.people import NUM_TRAITS
+from difflora.synthetic.recognisers import (
+    EvaluationRecogniser,
+    EvaluationRecogniserConfig,
+    Recogniser,
+    RecogniserConfig,
+    align,
+)
+
+from .face_data import Pool, compose, degrade, load_pool, shake
+from .face_export import export_detector, export_recogniser
+from .face_losses import angular_margin_loss, detector_loss
+from .face_measures import measure_detector, measure_recogniser
+from .steps import StepsConfig, run_steps, write_measures
+
+ROOT = Path(__file__).resolve().parents[1]
+WEIGHTS = ROOT / "difflora" / "synthetic" / "weights"
+RUNS = ROOT / "runs" / "world"
+TRAIN_PEOPLE, TRAIN_PICTURES = 6000, 4
+HELD_OUT_PEOPLE, HELD_OUT_PICTURES = 400, 6
+PACK = Path("face_pack") / "models" / "synthetic"
+"""In the weights folder: insightface finds it with root=face_pack, name=synthetic."""
+PRESETS = {
+    "attributes": StepsConfig(num_steps=1200, batch=64, learning_rate=3e-3, seed=3),
+    "evaluation_recogniser": StepsConfig(num_steps=800, batch=48, learning_rate=2e-3, seed=2),
+    "recogniser": StepsConfig(num_steps=800, batch=48, learning_rate=2e-3, seed=1),
+    "detector": StepsConfig(num_steps=1500, batch=24, learning_rate=2e-3, seed=4),
+}
+"""Stage -> how it trains. The batch counts people for the recognisers, canvases for the detector, else
+pictures."""
+ATTRIBUTE_WEIGHT = {"expression": 4.0}
+"""The others are learned within a hundred steps."""
+LANDMARK_JITTER = 0.5
+"""Standard deviation in pixels of a 64 px picture: about what the detector is off by."""
+TRAIT_WEIGHT = 2.0
+"""Of the auxiliary loss that reads the traits off the embedding: it teaches all of identity, not just what
+tells a batch
+of people apart."""
+
+
+def _pools(out: Path) -> tuple[Pool, Pool]:
+    folder = out.parent / "faces"
+    return (
+        load_pool(folder, "train", TRAIN_PEOPLE, TRAIN_PICTURES),
+        load_pool(folder, "validation", HELD_OUT_PEOPLE, HELD_OUT_PICTURES),
+    )
+
+
+def train_attributes(
+    out: Path = RUNS / "attributes",
+    device: str = "cpu",
+    weights: Path = WEIGHTS,
+    config: StepsConfig = PRESETS["attributes"],
+) -> dict[str, float]:
+    """Attribute classifier -> ``weights/evaluation/attributes.safetensors``.
+
+    Its measure is the accuracy per attribute.
+    """
+    train, held_out = _pools(out)
+    torch.manual_seed(config.seed)
+    model = AttributeClassifier(AttributeConfig()).to(device, memory_format=torch.channels_last)
+
+    def step(generator: torch.Generator, _: float) -> Tensor:
+        index = torch.randint(len(train), (config.batch,), generator=generator)
+        pictures = degrade(shake(train.unit(index), generator, pixels=1.0), generator)  # (B, 3, 64, 64)
+        logits = model((pictures * 2 - 1).to(device, memory_format=torch.channels_last))
+        losses = [
+            ATTRIBUTE_WEIGHT.get(name, 1.0)
+            * functional.cross_entropy(scores, train.classes[name][index].to(device))
+            for name, scores in logits.items()
+        ]
+        return torch.stack(losses).mean()
+
+    run_steps(out, model, step, config)
+    model.save(weights / "evaluation" / "attributes.safetensors")
+    right: dict[str, list[Tensor]] = {name: [] for name in held_out.classes}
+    for rows in torch.arange(len(held_out)).split(256):
+        predicted = model.predict((held_out.unit(rows) * 2 - 1).to(device))
+        for name, classes in predicted.items():
+            right[name].append((classes.cpu() == held_out.classes[name][rows]).float())
+    measures = {f"accuracy/{name}": torch.cat(parts).mean().item() for name, parts in right.items()}
+    return write_measures(out, measures)
+
+
+class _WithTraits(nn.Module):
+    """A recogniser and, only while it learns, a linear reading of the traits from its unit embedding."""
+
+    def __init__(self, recogniser: nn.Module, width: int) -> None:
+        super().__init__()
+        self.recogniser = recogniser
+        self.norm = nn.BatchNorm1d(width)
+        self.traits = nn.Linear(width, NUM_TRAITS)
+
+    def loss(self, inputs: Tensor, traits: Tensor, progress: float) -> Tensor:
+        """Loss of (2 P, ...) inputs, the first pictures of all people and then the second ones."""
+        embedding = functional.normalize(self.recogniser(inputs), dim=-1)  # (2 P, E)
+        first, second = embedding.chunk(2)  # (P, E) twice
+        # A margin from the start keeps the loss at the plateau of equal embeddings.
+        margin = 0.35 * min(progress * 2.5, 1.0)
+        identity = angular_margin_loss(first, second, margin=margin, scale=24.0)
+        return identity + TRAIT_WEIGHT * functional.mse_loss(self.traits(self.norm(embedding)), traits)
+
+
+def _jittered(landmarks: Tensor, generator: torch.Generator, pixels: float = LANDMARK_JITTER) -> Tensor:
+    return landmarks + pixels * torch.randn(landmarks.shape, generator=generator)  # (B, 5, 2)
+
+
+def train_recogniser(
+    out: Path = RUNS / "recogniser",
+    device: str = "cpu",
+    weights: Path = WEIGHTS,
+    config: StepsConfig = PRESETS["recogniser"],
+) -> dict[str, float]:
+    """Conditioning recogniser -> ``recognition.onnx`` of the face pack.
+
+    Its measure is the verification of unseen people.
+    """
+    train, held_out = _pools(out)
+    torch.manual_seed(config.seed)
+    shape = RecogniserConfig()
+    model = _WithTraits(Recogniser(shape), shape.width).to(device).to(memory_format=torch.channels_last)
+
+    def step(generator: torch.Generator, progress: float) -> Tensor:
+        index = torch.cat(train.pairs(config.batch, generator))  # (2 P,)
+        pictures = degrade(train.unit(index), generator)  # (2 P, 3, 64, 64)
+        crops = align(pictures, _jittered(train.landmarks[index], generator)) * 2 - 1  # (2 P, 3, 112, 112)
+        crops = crops.to(device, memory_format=torch.channels_last)
+        return model.loss(crops, train.traits[index].to(device), progress)
+
+    run_steps(out, model, step, config)
+    export_recogniser(model.recogniser, weights / PACK)
+
+    generator = torch.Generator().manual_seed(config.seed)
+
+    def embed(rows: Tensor) -> Tensor:
+        crops = align(held_out.unit(rows), _jittered(held_out.landmarks[rows], generator)) * 2 - 1
+        return model.recogniser(crops.to(device))
+
+    measures = measure_recogniser(embed, held_out)
+    return write_measures(out, measures)
+
+
+def train_evaluation_recogniser(
+    out: Path = RUNS / "evaluation_recogniser",
+    device: str = "cpu",
+    weights: Path = WEIGHTS,
+    config: StepsConfig = PRESETS["evaluation_recogniser"],
+) -> dict[str, float]:
+    """Recogniser that only judges -> ``weights/evaluation/recogniser.safetensors``. Measure: verification."""
+    train, held_out = _pools(out)
+    torch.manual_seed(config.seed)
+    shape = EvaluationRecogniserConfig()
+    model = (
+        _WithTraits(EvaluationRecogniser(shape), shape.width).to(device).to(memory_format=torch.channels_last)
+    )
+
+    def step(generator: torch.Generator, progress: float) -> Tensor:
+        index = torch.cat(train.pairs(config.batch, generator))  # (2 P,)
+        pictures = degrade(shake(train.unit(index), generator), generator) * 2 - 1  # (2 P, 3, 64, 64)
+        pictures = pictures.to(device, memory_format=torch.channels_last)
+        return model.loss(pictures, train.traits[index].to(device), progress)
+
+    run_steps(out, model, step, config)
+    model.recogniser.save(weights / "evaluation" / "recogniser.safetensors")
+    measures = measure_recogniser(
+        lambda rows: model.recogniser((held_out.unit(rows) * 2 - 1).to(device)), held_out
+    )
+    return write_measures(out, measures)
+
+
+def train_detector(
+    out: Path = RUNS / "detector",
+    device: str = "cpu",
+    weights: Path = WEIGHTS,
+    config: StepsConfig = PRESETS["detector"],
+) -> dict[str, float]:
+    """Face detector -> ``detection.onnx`` of the face pack.
+
+    Its measures are recall, landmark error and false alarms, all through insightface.
+    """
+    train, held_out = _pools(out)
+    torch.manual_seed(config.seed)
+    model = FaceDetector(DetectorConfig()).to(device).to(memory_format=torch.channels_last)
+
+    def step(generator: torch.Generator, _: float) -> Tensor:
+        return detector_loss(model, compose(train, config.batch, generator), device)
+
+    run_steps(out, model, step, config)
+    pack = weights / PACK
+    export_detector(model, pack)
+    if not (pack / "recognition.onnx").is_file():  # a pack needs both; the real one comes from its own stage
+        raise FileNotFoundError(f"{pack} has no recogniser yet: run the recogniser stage first")
+    measures = measure_detector(FaceAnalyzer(pack, providers=["CPUExecutionProvider"]), held_out)
+    return write_measures(out, measures)
+
+
+STAGES = {
+    "attributes": train_attributes,
+    "evaluation_recogniser": train_evaluation_recogniser,
+    "recogniser": train_recogniser,
+    "detector": train_detector,
+}
+
+
+def main() -> None:
+    """Run one stage, or all of them one after another."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
+    parser.add_argument(
+        "--out", type=Path, default=RUNS, help="work folder; a stage makes its own folder in it"
+    )
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where the finished models go")
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    for name, train in STAGES.items():
+        if arguments.stage in (name, "all"):
+            train(arguments.out / name, arguments.device, arguments.weights)
+
+
+if __name__ == "__main__":
+    main()
