@@ -19,6 +19,16 @@ from .errors import CheckpointError
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 
 
+def weights_fingerprint(*networks: nn.Module) -> str:
+    """Sixteen hexadecimal digits over names, shapes and a sample of the weights, to three significant digits."""
+    digest = hashlib.sha256()
+    for network in networks:
+        for key, parameter in sorted(network.named_parameters()):
+            sample = parameter.detach().flatten()[:64].float().cpu()
+            digest.update(f"{key}{tuple(parameter.shape)}{[f'{x:.2e}' for x in sample.tolist()]}".encode())
+    return digest.hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class BaseModel:
     """Denoiser, text encoder and picture autoencoder of one base model; nothing in it is trained here."""
@@ -45,11 +55,13 @@ class BaseModel:
         """
         from diffusers import StableDiffusionPipeline
 
+        from . import picture_autoencoder  # noqa: F401 (diffusers only finds components of imported modules)
+
         path = Path(path)
         if not (path / "model_index.json").is_file():
             raise CheckpointError(f"{path} is no diffusers pipeline (no model_index.json): give the folder that has one")
         pipeline = StableDiffusionPipeline.from_pretrained(
-            path, torch_dtype=dtype, local_files_only=True, safety_checker=None, requires_safety_checker=False
+            path, dtype=dtype, local_files_only=True, safety_checker=None, requires_safety_checker=False
         )
         return cls.from_pipeline(pipeline, name=path.resolve().name, device=device)
 
@@ -80,11 +92,12 @@ class BaseModel:
     @property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits over the names, shapes and a sample of the denoiser's weights."""
-        digest = hashlib.sha256()
-        for key, parameter in sorted(self.denoiser.named_parameters()):
-            sample = parameter.detach().flatten()[:64].float().cpu()
-            digest.update(f"{key}{tuple(parameter.shape)}{[round(x, 4) for x in sample.tolist()]}".encode())
-        return digest.hexdigest()[:16]
+        return weights_fingerprint(self.denoiser)
+
+    @property
+    def encoders_fingerprint(self) -> str:
+        """The same for the text encoder and the picture autoencoder: whether encoded data can be used again."""
+        return weights_fingerprint(self.text_encoder, self.autoencoder)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

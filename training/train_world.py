@@ -16,9 +16,11 @@ if __package__ in (None, ""):       # run as a file: python training/train_world
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from training.common import say
-from training.world_base import PRESETS, train_base_model, train_image_encoder
+from training.world_base import PRESETS, install, train_base_model, train_image_encoder
+from training.world_faces import STAGES as FACE_STAGES
+from training.world_faces import WEIGHTS
 
-STAGES = ("base_model", "image_encoder")
+STAGES = ("base_model", "image_encoder", *FACE_STAGES)
 
 
 def parse() -> argparse.Namespace:
@@ -27,6 +29,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--stage", choices=STAGES, nargs="*", default=list(STAGES), help="what to build; default: all")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu", help="sizes and amount of training")
     parser.add_argument("--out", type=Path, default=Path("runs/world"), help="run folder; an existing one is continued")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where the finished models go")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     parser.add_argument("--pictures", type=int, help="training pictures of the base model (overrides the preset)")
     return parser.parse_args()
@@ -39,10 +42,16 @@ def main() -> None:
     if arguments.pictures:
         config = dataclasses.replace(config, pictures=arguments.pictures)
     if "base_model" in arguments.stage:
-        measures = train_base_model(arguments.out / "base", config, arguments.device)
+        measures = train_base_model(arguments.out / "base_model", config, arguments.device)
+        install(arguments.out / "base_model" / "base_model", arguments.weights / "base_model")
         say(f"picture autoencoder: {json.dumps(measures)}")
     if "image_encoder" in arguments.stage:
-        train_image_encoder(arguments.out / "clip", arguments.out / "base" / "base_model", config, arguments.device)
+        base_model = arguments.out / "base_model" / "base_model"
+        train_image_encoder(arguments.out / "image_encoder", base_model, config, arguments.device)
+        install(arguments.out / "image_encoder" / "image_encoder", arguments.weights / "image_encoder")
+    for name, train in FACE_STAGES.items():
+        if name in arguments.stage:
+            train(arguments.out / name, arguments.device, arguments.weights)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ from difflora.errors import CheckpointError
 from difflora.files import atomic_save
 from difflora.synthetic.captions import sample_captions, vocabulary
 from difflora.synthetic.people import NUM_TRAITS, sample_people
-from difflora.synthetic.picture_autoencoder import PatchAutoencoder
+from difflora.picture_autoencoder import PatchAutoencoder
 from difflora.synthetic.renderer import render
 from difflora.synthetic.scenes import sample_scenes
 
@@ -55,7 +56,7 @@ class BaseModelConfig:
     text_pictures: int = 60_000         # then the text encoder is frozen, and steps get cheaper
     decay: float = 0.25                 # share of training in which the rate falls to zero
     ring: int = 32_768                  # rendered pictures kept; every step replaces a part of them
-    fresh: float = 0.25                 # share of the steps that render a new batch
+    fresh: float = 0.20                 # share of the steps that render a new batch
     ema_pictures: int = 40_000          # time constant of the weight average
     clip_pictures: int = 60_000
     seed: int = 1
@@ -153,6 +154,18 @@ def save_pipeline(folder: Path, denoiser: nn.Module, text_encoder: nn.Module, to
         unet=copy.deepcopy(denoiser).to(dtype), scheduler=build_scheduler(), safety_checker=None,
         feature_extractor=None, requires_safety_checker=False)
     pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def install(source: Path, destination: Path) -> None:
+    """Copy a finished folder into the package, whole or not at all."""
+    fresh, old = destination.with_name(destination.name + ".new"), destination.with_name(destination.name + ".old")
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.copytree(source, fresh)
+    if destination.exists():
+        destination.rename(old)
+    fresh.rename(destination)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 # --- training data ------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Picture autoencoder of the synthetic base model: patch PCA, which is one strided convolution and its transpose.
+"""A linear picture autoencoder: patch PCA, which is one strided convolution and its transpose.
 
 A learned eight-times autoencoder of this size blurs small faces away; 32 principal components of 8 x 8
 patches keep 33 dB and cost nothing. Components are scaled by the square root of their standard deviation,
