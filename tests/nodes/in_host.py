@@ -56,24 +56,24 @@ def main(comfyui: str, folder: str, inputs_path: str, outputs_path: str) -> None
         outputs["decoded"] = vae.decode(inputs["image_latents"])
         outputs["encoded"] = vae.encode(inputs["pictures"])
         positive = [[inputs["context"][:1], {}]]
+        num_steps = len(inputs["sigmas"]) - 1
         for sampler in ("ddim", "euler"):
             outputs[sampler] = comfy.sample.sample(
                 model,
                 inputs["noise"],
-                int(inputs["num_steps"]),
+                num_steps,
                 1.0,
                 sampler,
-                "ddim_uniform",
+                "simple",
                 positive,
                 positive,
                 torch.zeros_like(inputs["noise"]),
-                seed=0,
+                sigmas=inputs["sigmas"],
                 disable_pbar=True,
+                seed=0,
             )
-        sigmas = comfy.samplers.calculate_sigmas(
-            model.get_model_object("model_sampling"), "ddim_uniform", int(inputs["num_steps"])
-        )
-        outputs["sigmas"] = sigmas
+        sampling = model.get_model_object("model_sampling")
+        outputs["simple_sigmas"] = comfy.samplers.calculate_sigmas(sampling, "simple", num_steps)
     save_file({key: tensor.float().contiguous().clone() for key, tensor in outputs.items()}, outputs_path)
 
 
