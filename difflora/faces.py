@@ -5,6 +5,7 @@ Letters: N photos of one person, F faces in one photo, H, W height and width of 
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,10 +75,9 @@ class FaceAnalyzer:
     """Face detection and recognition by the insightface library, never from the network.
 
     Args:
-        folder: a pack: a folder with the ONNX files of a detector and a recogniser (antelopev2, buffalo_l,
-            ...). A
-            folder inside a folder, as the antelopev2 archive unpacks, and an insightface root with one pack
-            work too.
+        folder: a pack: a folder with the ONNX files of a detector and a recogniser (antelopev2, buffalo_l).
+            A folder inside a folder, as the antelopev2 archive unpacks, and an insightface root with one
+            pack work too.
         providers: onnxruntime execution providers; None means the best of ``PROVIDERS`` that are installed.
 
     Raises:
@@ -136,12 +136,22 @@ class FaceAnalyzer:
         sizes = [size for size in DETECTION_SIZES if size <= max(MAX_UPSCALE * side, DETECTION_SIZES[0])]
         first = sizes[:1] if side <= DETECTION_SIZES[1] else [sizes[0], sizes[-1]]
         for padding, attempt in ((0.0, first), (0.0, sizes), (CLOSE_UP_PADDING, sizes)):
-            faces = self._detect(photo, attempt, padding)
+            faces = self.detect_at(photo, attempt, padding)
             if faces:
                 return sorted(faces, key=lambda face: face.area, reverse=True)
         return []
 
-    def _detect(self, photo: np.ndarray, sizes: list[int], padding: float) -> list[Face]:
+    def detect_at(self, photo: np.ndarray, sizes: Sequence[int], padding: float = 0.0) -> list[Face]:
+        """Find faces at given detection sizes, duplicates removed.
+
+        Args:
+            photo: (H, W, 3) uint8 RGB.
+            sizes: pixels to which the longer side is scaled, multiples of 32.
+            padding: width of a black border, in longer sides of the photo.
+
+        Returns:
+            The faces, surest first.
+        """
         border = round(padding * max(photo.shape[:2]))
         bgr = np.ascontiguousarray(photo[:, :, ::-1])  # (H, W, 3)
         if border:
@@ -170,14 +180,14 @@ class FaceAnalyzer:
         Returns:
             (N, 512) float32 rows of unit length.
         """
-        crops = [
-            self._norm_crop(
-                np.ascontiguousarray(photo[:, :, ::-1]),
-                np.asarray(points, dtype=np.float32),
-                image_size=self._recogniser.input_size[0],
-            )
-            for photo, points in zip(photos, landmarks, strict=True)
-        ]  # N of (112, 112, 3) BGR
+        size = self._recogniser.input_size[0]
+        with warnings.catch_warnings():
+            # insightface calls a function of scikit-image that has a successor: no user could change it
+            warnings.filterwarnings("ignore", category=FutureWarning, module="insightface")
+            crops = [
+                self._norm_crop(np.ascontiguousarray(photo[:, :, ::-1]), np.float32(points), image_size=size)
+                for photo, points in zip(photos, landmarks, strict=True)
+            ]  # N of (112, 112, 3) BGR
         # Some packs were exported for one picture at a time.
         step = 1 if self._recogniser.input_shape[0] == 1 else RECOGNITION_BATCH
         parts = [self._recogniser.get_feat(crops[i : i + step]) for i in range(0, len(crops), step)]

@@ -28,10 +28,10 @@ def load_photo(photo: Photo) -> np.ndarray:
     """Read one photo as upright 8-bit RGB.
 
     Args:
-        photo: a file path, a PIL image, or an array or tensor (H, W), (H, W, 1 | 3 | 4) or (1, H, W, 1 | 3 |
-            4),
-            uint8 in 0 .. 255, uint16 in 0 .. 65535 or float in 0 .. 1 (a ComfyUI IMAGE). EXIF orientation is
-            applied, transparency is laid on white, of an animation the first frame is taken.
+        photo: a file path, a PIL image, or an array or tensor (H, W), (H, W, channels) or (1, H, W, channels)
+            with 1, 3 or 4 channels; uint8 in 0 .. 255, uint16 in 0 .. 65535 or float in 0 .. 1 (a ComfyUI
+            IMAGE). EXIF orientation is applied, transparency is laid on white, of an animation the first
+            frame is taken.
 
     Returns:
         (H, W, 3) uint8 RGB.

@@ -86,7 +86,7 @@ def measure_detector(analyzer: FaceAnalyzer, pool: Pool, count: int = 600) -> di
     canvases = compose(pool, count // 5, torch.Generator().manual_seed(0), side=256)
     people, hits, false_alarms = 0, 0, 0
     for index, canvas in enumerate((canvases.pictures * 255).round().byte().permute(0, 2, 3, 1).numpy()):
-        boxes = [np.array(face.box) for face in analyzer._detect(canvas, [256], 0.0)]
+        boxes = [np.array(face.box) for face in analyzer.detect_at(canvas, [256])]
         real = canvases.boxes[index][canvases.state[index] == 1].numpy()  # (F, 4)
         known = canvases.boxes[index][canvases.state[index] != 0].numpy()
         people += len(real)

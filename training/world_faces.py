@@ -1,8 +1,7 @@
 """Trains the face models of the synthetic world: python -m training.world_faces --stage detector.
 
-Four stages, each resumable and about ten CPU minutes or less: the detector and the recogniser of the face
-pack, and the
-two judges (evaluation recogniser, attribute classifier). Measures are on people of the validation split.
+Four stages, each resumable and about ten CPU minutes: the detector and the recogniser of the face pack, and
+the two judges (evaluation recogniser, attribute classifier). Measures are on people of the validation split.
 
 Letters: B pictures, P people, K pictures of one person, E embedding width.
 """
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from difflora.features import FaceAnalyzer
+from difflora.faces import FaceAnalyzer
 from difflora.synthetic.attributes import AttributeClassifier, AttributeConfig
 from difflora.synthetic.detector import DetectorConfig, FaceDetector
 from difflora.synthetic.people import NUM_TRAITS
@@ -55,8 +54,7 @@ LANDMARK_JITTER = 0.5
 """Standard deviation in pixels of a 64 px picture: about what the detector is off by."""
 TRAIT_WEIGHT = 2.0
 """Of the auxiliary loss that reads the traits off the embedding: it teaches all of identity, not just what
-tells a batch
-of people apart."""
+tells a batch of people apart."""
 
 
 def _pools(out: Path) -> tuple[Pool, Pool]:

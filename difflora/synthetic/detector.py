@@ -67,9 +67,9 @@ class FaceDetector(nn.Module):
             pictures: (B, 3, H, W) RGB, (uint8 - 127.5) / 128, H and W multiples of 32.
 
         Returns:
-            For each stride: logits (B, c * 2, 1), distances of the box's sides from the anchor's centre (B,
-            c * 2, 4)
-            and offsets of the landmarks (B, c * 2, 10), both in strides; a cell's anchors follow one another.
+            For each stride: logits (B, c * 2, 1), distances of the box's sides from the anchor's centre
+            (B, c * 2, 4) and offsets of the landmarks (B, c * 2, 10), both in strides; the anchors of a cell
+            follow one another.
         """
         x = self.stem(pictures)  # (B, C, H / 4, W / 4)
         features = []

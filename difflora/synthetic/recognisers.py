@@ -1,9 +1,8 @@
 """The two face recognisers of the synthetic world: one conditions, the other only judges.
 
 ``Recogniser`` has the interface of ArcFace (Deng et al. 2019): aligned 112 x 112 crops in, 512 numbers out;
-it is exported
-to the ONNX pack. ``EvaluationRecogniser`` differs in architecture, seed and input (the whole picture), and
-nothing that it says ever reaches a model: what is measured with it cannot have been optimised for it.
+it is exported to the ONNX pack. ``EvaluationRecogniser`` differs in architecture, seed and input (the whole
+picture), and nothing that it says ever reaches a model: what it measures cannot have been optimised for it.
 
 Letters: B pictures, E embedding width, S side of a crop.
 """
