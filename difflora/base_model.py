@@ -9,18 +9,21 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .errors import CheckpointError
 
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 
 
 def weights_fingerprint(*networks: nn.Module) -> str:
-    """Sixteen hexadecimal digits over names, shapes and a sample of the weights, to three significant digits."""
+    """Sixteen hexadecimal digits over names, shapes and a sample of the weights (three digits)."""
     digest = hashlib.sha256()
     for network in networks:
         for key, parameter in sorted(network.named_parameters()):
@@ -42,7 +45,9 @@ class BaseModel:
     prediction_type: str
 
     @classmethod
-    def load(cls, path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> BaseModel:
+    def load(
+        cls, path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> BaseModel:
         """Load a ``StableDiffusionPipeline`` folder.
 
         Args:
@@ -59,14 +64,18 @@ class BaseModel:
 
         path = Path(path)
         if not (path / "model_index.json").is_file():
-            raise CheckpointError(f"{path} is no diffusers pipeline (no model_index.json): give the folder that has one")
+            raise CheckpointError(
+                f"{path} is no diffusers pipeline (no model_index.json): give the folder that has one"
+            )
         pipeline = StableDiffusionPipeline.from_pretrained(
-            path, dtype=dtype, local_files_only=True, safety_checker=None, requires_safety_checker=False
+            path, local_files_only=True, safety_checker=None, requires_safety_checker=False
         )
-        return cls.from_pipeline(pipeline, name=path.resolve().name, device=device)
+        return cls.from_pipeline(pipeline.to(dtype), name=path.resolve().name, device=device)
 
     @classmethod
-    def from_pipeline(cls, pipeline: Any, name: str, device: torch.device | str = "cpu") -> BaseModel:
+    def from_pipeline(
+        cls, pipeline: StableDiffusionPipeline, name: str, device: torch.device | str = "cpu"
+    ) -> BaseModel:
         """The base model inside a diffusers pipeline object."""
         networks = [pipeline.unet, pipeline.text_encoder, pipeline.vae]
         for network in networks:
@@ -96,7 +105,7 @@ class BaseModel:
 
     @property
     def encoders_fingerprint(self) -> str:
-        """The same for the text encoder and the picture autoencoder: whether encoded data can be used again."""
+        """The same for the text encoder and the picture autoencoder: whether encoded data stay valid."""
         return weights_fingerprint(self.text_encoder, self.autoencoder)
 
     @property
@@ -109,10 +118,13 @@ class BaseModel:
     def encode_prompts(self, prompts: list[str]) -> Tensor:
         """Prompts -> (B, L, W) text features; too long prompts are cut as everywhere in Stable Diffusion."""
         tokens = self.tokenizer(
-            prompts, padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True,
+            prompts,
+            padding="max_length",
+            max_length=self.tokenizer.model_max_length,
+            truncation=True,
             return_tensors="pt",
-        ).input_ids                                                                     # (B, L)
-        return self.text_encoder(tokens.to(self.device)).last_hidden_state              # (B, L, W)
+        ).input_ids  # (B, L)
+        return self.text_encoder(tokens.to(self.device)).last_hidden_state  # (B, L, W)
 
     @torch.no_grad()
     def encode_images(self, pictures: Tensor) -> Tensor:
@@ -127,7 +139,7 @@ class BaseModel:
         return self.autoencoder.decode(latents).sample.clamp(-1.0, 1.0)
 
     def _levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        alpha = self.alphas_cumprod[t].float()[:, None, None, None]                     # (B, 1, 1, 1)
+        alpha = self.alphas_cumprod[t].float()[:, None, None, None]  # (B, 1, 1, 1)
         return alpha.sqrt(), (1.0 - alpha).sqrt()
 
     def add_noise(self, image_latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -141,7 +153,7 @@ class BaseModel:
             return output
         if self.prediction_type == "epsilon":
             return (noisy - sigma * output) / signal
-        return signal * noisy - sigma * output                                          # v: Salimans & Ho 2022, app. D
+        return signal * noisy - sigma * output  # v: Salimans & Ho 2022, app. D
 
     def predict(self, noisy: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
         """The denoiser's estimate of the clean latents.
@@ -154,10 +166,12 @@ class BaseModel:
         Returns:
             (B, C, h, w) x_0.
         """
-        output = self.denoiser(noisy, t, encoder_hidden_states=prompt_embeds).sample    # (B, C, h, w)
+        output = self.denoiser(noisy, t, encoder_hidden_states=prompt_embeds).sample  # (B, C, h, w)
         return self._to_x0(output.float(), noisy, t)
 
-    def denoising_loss(self, image_latents: Tensor, prompt_embeds: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    def denoising_loss(
+        self, image_latents: Tensor, prompt_embeds: Tensor, noise: Tensor, t: Tensor
+    ) -> Tensor:
         """The base model's own training loss per picture: squared error of what it predicts.
 
         Args:
@@ -170,10 +184,12 @@ class BaseModel:
             (B,) mean squared error.
         """
         signal, sigma = self._levels(t)
-        noisy = self.add_noise(image_latents, noise, t)                                 # (B, C, h, w)
-        output = self.denoiser(noisy, t, encoder_hidden_states=prompt_embeds).sample    # (B, C, h, w)
+        noisy = self.add_noise(image_latents, noise, t)  # (B, C, h, w)
+        output = self.denoiser(noisy, t, encoder_hidden_states=prompt_embeds).sample  # (B, C, h, w)
         target = {
-            "sample": image_latents, "epsilon": noise, "v_prediction": signal * noise - sigma * image_latents
+            "sample": image_latents,
+            "epsilon": noise,
+            "v_prediction": signal * noise - sigma * image_latents,
         }[self.prediction_type]
         return (output.float() - target.float()).square().flatten(1).mean(1)
 
@@ -201,18 +217,20 @@ class BaseModel:
             (B, C, h, w) image latents.
         """
         if guidance_scale != 1.0 and unconditional is None:
-            unconditional = self.encode_prompts([""])                                   # (1, L, W)
+            unconditional = self.encode_prompts([""])  # (1, L, W)
         steps = torch.linspace(len(self.alphas_cumprod) - 1, 0, num_steps + 1).round().long()[:-1]
-        x = noise                                                                       # (B, C, h, w)
+        x = noise  # (B, C, h, w)
         for i, step in enumerate(steps):
-            t = torch.full((x.shape[0],), int(step), device=x.device)                   # (B,)
-            clean = self.predict(x, t, prompt_embeds)                                   # (B, C, h, w)
+            t = torch.full((x.shape[0],), int(step), device=x.device)  # (B,)
+            clean = self.predict(x, t, prompt_embeds)  # (B, C, h, w)
             if guidance_scale != 1.0:
-                free = self.predict(x, t, unconditional.expand(x.shape[0], -1, -1))     # (B, C, h, w)
+                free = self.predict(x, t, unconditional.expand(x.shape[0], -1, -1))  # (B, C, h, w)
                 clean = free + guidance_scale * (clean - free)
             if i + 1 < num_steps:
                 signal, sigma = self._levels(t)
-                x = self.add_noise(clean, (x - signal * clean) / sigma, steps[i + 1].to(x.device).expand(x.shape[0]))
+                x = self.add_noise(
+                    clean, (x - signal * clean) / sigma, steps[i + 1].to(x.device).expand(x.shape[0])
+                )
             else:
                 x = clean
             if progress is not None:

@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A file of difflora/ may import only from files that stand before it.
 FLOW = (
-    *("errors", "files", "photos", "layout", "lora", "patch", "batched", "base_model", "lora_training"),
+    *("errors", "files", "photos", "layout", "lora", "patch", "batched"),
+    *("picture_autoencoder", "base_model", "lora_training"),
     *(
         "normalisation",
         "autoencoder",
@@ -25,7 +26,7 @@ FLOW = (
     *("checkpoint", "model", "controls"),
     # the embedded world, a user of the library like any other
     *("synthetic.people", "synthetic.scenes", "synthetic.captions", "synthetic.shapes", "synthetic.renderer"),
-    *("synthetic.picture_autoencoder", "synthetic.tokenizer", "synthetic.recognisers", "synthetic.detector"),
+    *("synthetic.recognisers", "synthetic.detector"),
     *("synthetic.attributes", "synthetic.world", "synthetic.judge", "synthetic"),
     # and what a person starts
     *("sheet", "demo", "__init__", "__main__"),

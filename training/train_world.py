@@ -1,7 +1,7 @@
 """Builds the synthetic world: ``python -m training.train_world``.
 
-Stages, each resumable at any moment: the base model (picture autoencoder, tokenizer, U-Net, text encoder), the image
-encoder, and the face models (detector, recogniser, and the two judges that only evaluation uses).
+Stages, each resumable at any moment: the base model (picture autoencoder, tokenizer, U-Net, text encoder),
+the image encoder, and the face models (detector, recogniser, and the two judges that only evaluation uses).
 """
 
 from __future__ import annotations
@@ -12,26 +12,38 @@ import json
 import sys
 from pathlib import Path
 
-if __package__ in (None, ""):       # run as a file: python training/train_world.py
+if __package__ in (None, ""):  # run as a file: python training/train_world.py
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from training.common import say
-from training.world_base import PRESETS, install, train_base_model, train_image_encoder
+from training.world_base import train_base_model
+from training.world_clip import train_image_encoder
 from training.world_faces import STAGES as FACE_STAGES
 from training.world_faces import WEIGHTS
+from training.world_pipeline import PRESETS, install
 
 STAGES = ("base_model", "image_encoder", *FACE_STAGES)
 
 
 def parse() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=STAGES, nargs="*", default=list(STAGES), help="what to build; default: all")
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu", help="sizes and amount of training")
-    parser.add_argument("--out", type=Path, default=Path("runs/world"), help="run folder; an existing one is continued")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--stage", choices=STAGES, nargs="*", default=list(STAGES), help="what to build; default: all"
+    )
+    parser.add_argument(
+        "--preset", choices=sorted(PRESETS), default="cpu", help="sizes and amount of training"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/world"), help="run folder; an existing one is continued"
+    )
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where the finished models go")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
-    parser.add_argument("--pictures", type=int, help="training pictures of the base model (overrides the preset)")
+    parser.add_argument(
+        "--pictures", type=int, help="training pictures of the base model (overrides the preset)"
+    )
     return parser.parse_args()
 
 

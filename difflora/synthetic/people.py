@@ -41,7 +41,9 @@ TRAITS: tuple[Trait, ...] = (
     Trait("eye_height", _scale("low eyes", "high eyes")),
     Trait("eye_tilt", _scale("drooping eyes", "slanted eyes")),
     Trait("eye_roundness", _scale("thin eyes", "round eyes")),
-    Trait("iris", ("dark irises", "brown irises", "hazel irises", "green irises", "blue irises", "gray irises")),
+    Trait(
+        "iris", ("dark irises", "brown irises", "hazel irises", "green irises", "blue irises", "gray irises")
+    ),
     Trait("brow_thickness", _scale("thin brows", "thick brows")),
     Trait("brow_angle", _scale("sloping brows", "arched brows")),
     Trait("brow_height", _scale("low brows", "high brows")),
@@ -51,7 +53,10 @@ TRAITS: tuple[Trait, ...] = (
     Trait("lip_fullness", _scale("thin lips", "full lips")),
     Trait("mouth_height", _scale("low mouth", "high mouth")),
     Trait("lip_colour", ("bare lips", "rosy lips", "red lips")),
-    Trait("hair_tone", ("black hair", "dark hair", "chestnut hair", "auburn hair", "blond hair", "platinum hair")),
+    Trait(
+        "hair_tone",
+        ("black hair", "dark hair", "chestnut hair", "auburn hair", "blond hair", "platinum hair"),
+    ),
     Trait("hair_warmth", _scale("ash tint", "copper tint")),
     Trait("hair_length", ("cropped cut", "short cut", "bob cut", "long cut")),
     Trait("hair_volume", _scale("flat hair", "big hair")),
@@ -87,8 +92,8 @@ def sample_people(split: str, start: int, count: int) -> Tensor:
     if start < 0 or count < 0:
         raise DiffLoRAError(f"people {start} .. {start + count} do not exist: indices start at 0")
     generator = np.random.Generator(np.random.PCG64(zlib.crc32(f"people/{split}".encode())))
-    generator.bit_generator.advance(start * NUM_TRAITS)                 # one 64-bit draw per number
-    numbers = generator.random((count, NUM_TRAITS))                     # (B, I)
+    generator.bit_generator.advance(start * NUM_TRAITS)  # one 64-bit draw per number
+    numbers = generator.random((count, NUM_TRAITS))  # (B, I)
     return torch.from_numpy(numbers * 2.0 - 1.0).float()
 
 

@@ -19,8 +19,12 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "accessory": ("", "wearing glasses", "wearing sunglasses", "wearing a hat"),
     "light": ("soft light", "lit from the left", "lit from the right", "golden light"),
     "background": (
-        "gray background", "white background", "red background",
-        "blue background", "green background", "yellow background",
+        "gray background",
+        "white background",
+        "red background",
+        "blue background",
+        "green background",
+        "yellow background",
     ),
     "clothes": ("white shirt", "black shirt", "red shirt", "blue shirt", "green shirt", "purple shirt"),
 }
@@ -83,7 +87,7 @@ def sample_scenes(count: int, seed: int) -> Scene:
     """
     generator = np.random.default_rng([seed, 0x5CE9E])
     classes = [torch.from_numpy(generator.integers(0, len(words), count)) for words in ATTRIBUTES.values()]
-    jitter = torch.from_numpy(generator.uniform(-1.0, 1.0, (count, len(JITTER)))).float()     # (B, J)
+    jitter = torch.from_numpy(generator.uniform(-1.0, 1.0, (count, len(JITTER)))).float()  # (B, J)
     return Scene(*classes, jitter=jitter)
 
 
@@ -104,5 +108,7 @@ def scene_for(count: int = 1, seed: int | None = None, **attributes: str) -> Sce
             known = ", ".join(f"{key}: {' | '.join(words)}" for key, words in ATTRIBUTES.items())
             raise DiffLoRAError(f"unknown scene attribute {name}={phrase!r}: known are {known}")
     jitter = torch.zeros(count, len(JITTER)) if seed is None else sample_scenes(count, seed).jitter
-    classes = [torch.full((count,), words.index(chosen.get(name, words[0]))) for name, words in ATTRIBUTES.items()]
+    classes = [
+        torch.full((count,), words.index(chosen.get(name, words[0]))) for name, words in ATTRIBUTES.items()
+    ]
     return Scene(*classes, jitter=jitter)

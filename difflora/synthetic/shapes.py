@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 
-def ellipse(u: Tensor, v: Tensor, cx: Tensor, cy: Tensor, rx: Tensor, ry: Tensor, power: float = 2.0) -> Tensor:
+def ellipse(
+    u: Tensor, v: Tensor, cx: Tensor, cy: Tensor, rx: Tensor, ry: Tensor, power: float = 2.0
+) -> Tensor:
     """Distance to the superellipse |(u-cx)/rx|^p + |(v-cy)/ry|^p = 1, first order in the radius.
 
     Args:
@@ -25,9 +27,9 @@ def ellipse(u: Tensor, v: Tensor, cx: Tensor, cy: Tensor, rx: Tensor, ry: Tensor
     Returns:
         (B, H, W) approximate signed distance.
     """
-    x, y = (u - cx) / rx, (v - cy) / ry                                 # (B, H, W)
+    x, y = (u - cx) / rx, (v - cy) / ry  # (B, H, W)
     if power == 2.0:
-        radius = torch.sqrt(x * x + y * y + 1e-8)                       # (B, H, W)
+        radius = torch.sqrt(x * x + y * y + 1e-8)  # (B, H, W)
     else:
         radius = (x.abs().clamp_min(1e-4) ** power + y.abs().clamp_min(1e-4) ** power) ** (1.0 / power)
     return (radius - 1.0) * torch.minimum(rx, ry)
@@ -36,7 +38,7 @@ def ellipse(u: Tensor, v: Tensor, cx: Tensor, cy: Tensor, rx: Tensor, ry: Tensor
 def segment(u: Tensor, v: Tensor, ax: Tensor, ay: Tensor, bx: Tensor, by: Tensor) -> Tensor:
     """Distance (>= 0) to the line segment from a to b, all broadcastable to (B, H, W)."""
     dx, dy = bx - ax, by - ay
-    along = (((u - ax) * dx + (v - ay) * dy) / (dx * dx + dy * dy + 1e-8)).clamp(0.0, 1.0)    # (B, H, W)
+    along = (((u - ax) * dx + (v - ay) * dy) / (dx * dx + dy * dy + 1e-8)).clamp(0.0, 1.0)  # (B, H, W)
     return torch.sqrt((u - ax - along * dx) ** 2 + (v - ay - along * dy) ** 2 + 1e-10)
 
 
@@ -69,8 +71,8 @@ def palette(colours: tuple[tuple[float, float, float], ...], position: Tensor) -
     Returns:
         (B, 3, 1, 1).
     """
-    stops = torch.tensor(colours, device=position.device, dtype=position.dtype)     # (S, 3)
-    place = (position.clamp(-1.0, 1.0) + 1.0) / 2.0 * (len(colours) - 1)            # (B,)
-    low = place.floor().long().clamp(max=len(colours) - 2)                          # (B,)
-    mixed = torch.lerp(stops[low], stops[low + 1], (place - low).unsqueeze(1))      # (B, 3)
+    stops = torch.tensor(colours, device=position.device, dtype=position.dtype)  # (S, 3)
+    place = (position.clamp(-1.0, 1.0) + 1.0) / 2.0 * (len(colours) - 1)  # (B,)
+    low = place.floor().long().clamp(max=len(colours) - 2)  # (B,)
+    mixed = torch.lerp(stops[low], stops[low + 1], (place - low).unsqueeze(1))  # (B, 3)
     return mixed[:, :, None, None]
