@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-START_SECONDS = 180
-RUN_SECONDS = 120
+START_SECONDS = 300
+RUN_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,10 @@ def find_comfyui() -> ComfyUI | None:
 
 class ExecutionFailed(Exception):
     """A prompt was refused or a node raised; the text is what the user sees."""
+
+
+class Interrupted(Exception):
+    """The user pressed Cancel; the text is the class of the node that was running."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +114,18 @@ class Server:
             return False
         return True
 
+    def get_text(self, path: str) -> str:
+        """Body of a GET request."""
+        with urllib.request.urlopen(self.url + path, timeout=60) as response:
+            return response.read().decode()
+
     def get(self, path: str) -> Any:
         """JSON of a GET request."""
-        with urllib.request.urlopen(self.url + path, timeout=30) as response:
-            return json.loads(response.read())
+        return json.loads(self.get_text(path))
+
+    def interrupt(self) -> None:
+        """Presses Cancel."""
+        urllib.request.urlopen(urllib.request.Request(self.url + "/interrupt", b"{}"), timeout=30).close()
 
     def run(self, prompt: dict[str, Any]) -> Result:
         """Queues a prompt and waits for it.
@@ -137,6 +149,8 @@ class Server:
                 raise TimeoutError(f"ComfyUI has not finished after {RUN_SECONDS} s")
             time.sleep(0.05)
         messages = dict(history[prompt_id]["status"]["messages"])
+        if "execution_interrupted" in messages:
+            raise Interrupted(messages["execution_interrupted"]["node_type"])
         if "execution_error" in messages:
             raise ExecutionFailed(messages["execution_error"]["exception_message"])
         return Result(history[prompt_id]["outputs"], frozenset(messages["execution_cached"]["nodes"]))

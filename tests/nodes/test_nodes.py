@@ -7,6 +7,8 @@ import json
 import re
 import shutil
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 from browser import find_chromium, run_in_browser
-from host_server import ExecutionFailed, api_prompt
+from host_server import ExecutionFailed, Interrupted, api_prompt
 
 PACK = Path(__file__).resolve().parents[2]
 WEIGHTS = PACK / "difflora" / "synthetic" / "weights"
@@ -82,8 +84,9 @@ def test_every_node_is_there_with_a_tooltip_on_every_socket(object_info):
 
 
 def test_workflow_and_help_pages_are_served(server):
-    templates = server.get("/workflow_templates")
-    assert templates["ComfyUI-DiffLoRA"] == ["synthetic"]
+    assert server.get("/workflow_templates")["ComfyUI-DiffLoRA"] == ["synthetic"]
+    for node_id in NODE_IDS:
+        assert server.get_text(f"/extensions/ComfyUI-DiffLoRA/docs/{node_id}.md").startswith("# ")
 
 
 @needs_weights
@@ -128,6 +131,18 @@ def test_changing_the_seed_does_not_encode_again(server, prompt):
     for class_type in ("DiffLoRALoadModel", "DiffLoRALoadSyntheticWorld", "DiffLoRAEncodePhotos"):
         assert node_of(prompt, class_type) in result.cached, f"{class_type} ran again"
     assert node_of(prompt, "DiffLoRAGenerate") not in result.cached
+
+
+@needs_weights
+def test_cancel_stops_the_sampling_of_the_lora(server, prompt):
+    server.run(prompt)  # everything before the sampling comes from the cache afterwards
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(server.run, set_input(prompt, "DiffLoRAGenerate", steps=1000, seed=7))
+        while not server.get("/queue")["queue_running"]:
+            time.sleep(0.02)
+        server.interrupt()
+        with pytest.raises(Interrupted, match="DiffLoRAGenerate"):
+            running.result()
 
 
 def with_photo(prompt: dict, kind: str, count: int = 1) -> dict:
@@ -185,6 +200,7 @@ def test_photos_of_other_sizes_come_through_the_optional_sockets(server, prompt)
     assert "photo 2 of 2: used" in text
 
 
+@needs_weights
 @pytest.mark.parametrize(
     ("name", "words"), [("truncated", "truncated"), ("foreign", "not a DiffLoRA checkpoint")]
 )
