@@ -34,7 +34,7 @@ class LaeConfig:
         token_width: width of a weight token behind its own linear map (W).
         width: channels of the convolutions (D).
         stages: strided convolutions on the way down to latent_tokens, >= 1.
-        blocks_per_stage: residual blocks before each of them.
+        blocks_per_stage: residual blocks behind each of them.
         weight_preserving: lambda of the weight-preserving loss; 0 is plain reconstruction.
         weight_cap: upper end of a weight in that loss.
     """
@@ -182,15 +182,18 @@ class LoraAutoencoder(nn.Module):
         self.weights_to_tokens = WeightsToTokens(index, layout.num_parameters, config.token_width)
         self.tokens_to_weights = TokensToWeights(index, layout.num_parameters, config.token_width)
 
-        down: list[nn.Module] = [nn.Conv1d(config.token_width, width, 3, padding=1)]
+        # Blocks stand behind the strides, where the sequence is short: half the cost of blocks in front of them.
+        down: list[nn.Module] = []
         up: list[nn.Module] = [TokenMixer(width, config.latent_tokens)]
-        for stride, mirrored in zip(strides, reversed(strides), strict=True):
+        for stage, stride in enumerate(strides):
+            outer = config.token_width if stage == 0 else width
+            down += [nn.Conv1d(outer, width, stride, stride)]
             down += [ResidualBlock(width) for _ in range(config.blocks_per_stage)]
-            down += [nn.Conv1d(width, width, stride, stride)]
-            up += [nn.ConvTranspose1d(width, width, mirrored, mirrored)]
+        for stage, stride in reversed(list(enumerate(strides))):
+            outer = config.token_width if stage == 0 else width
             up += [ResidualBlock(width) for _ in range(config.blocks_per_stage)]
+            up += [nn.ConvTranspose1d(width, outer, stride, stride)]
         down += [TokenMixer(width, config.latent_tokens)]
-        up += [nn.Conv1d(width, config.token_width, 3, padding=1)]
         self.down, self.up = nn.Sequential(*down), nn.Sequential(*up)
         self.to_latent = nn.Linear(width, config.latent_channels)
         self.from_latent = nn.Linear(config.latent_channels, width)
