@@ -13,10 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parent))
-from host_server import ComfyUI, Server, find_comfyui
+from host_server import ComfyUI, NoComfyUI, Server, find_comfyui
 
 PACK = Path(__file__).resolve().parents[2]
-NO_COMFYUI = "no ComfyUI found (set COMFYUI_PATH to its folder): the tests of nodes/ did not run"
 
 
 def prepare_base_directory(base: Path) -> None:
@@ -32,6 +31,15 @@ def prepare_base_directory(base: Path) -> None:
     (base / "models" / "difflora" / "truncated.safetensors").write_bytes(foreign.read_bytes()[:-40])
 
 
+def no_comfyui() -> str | None:
+    """Why the host's tests cannot run, or None."""
+    try:
+        find_comfyui()
+    except NoComfyUI as reason:
+        return f"the tests in ComfyUI did not run: {reason}"
+    return None
+
+
 @pytest.fixture(scope="session")
 def comfyui() -> ComfyUI:
     """The host; tests that need it are deselected where there is none."""
@@ -40,16 +48,16 @@ def comfyui() -> ComfyUI:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves the host's tests out where there is no host: one line in the summary instead of one per test."""
-    if find_comfyui() is None:
+    if no_comfyui():
         host = [item for item in items if item.get_closest_marker("host")]
         config.hook.pytest_deselected(items=host)
         items[:] = [item for item in items if not item.get_closest_marker("host")]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """One visible line, so that a run without the host is not mistaken for a full one."""
-    if find_comfyui() is None:
-        terminalreporter.write_line(NO_COMFYUI, yellow=True)
+    """The visible line, so that a run without the host is not mistaken for a full one."""
+    if reason := no_comfyui():
+        terminalreporter.write_line(reason, yellow=True)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import socket
@@ -18,6 +19,15 @@ from typing import Any
 
 START_SECONDS = 300
 RUN_SECONDS = 300
+PACKAGES = (
+    "torch",
+    "aiohttp",
+    "comfyui_frontend_package",
+    "torchsde",
+    "transformers",
+    "insightface",
+    "onnxruntime",
+)
 
 
 @dataclass(frozen=True)
@@ -38,14 +48,33 @@ class ComfyUI:
         }
 
 
-def find_comfyui() -> ComfyUI | None:
-    """The checkout and its interpreter ($COMFYUI_PYTHON, else its own environment, else this one)."""
+class NoComfyUI(Exception):
+    """There is no ComfyUI to test in; the text says why."""
+
+
+@functools.cache
+def find_comfyui() -> ComfyUI:
+    """The checkout and its interpreter ($COMFYUI_PYTHON, else its own environment, else this one).
+
+    Raises:
+        NoComfyUI: if there is none, or its Python lacks a package of ComfyUI's or of this pack's.
+    """
     root = Path(os.environ.get("COMFYUI_PATH") or Path.home() / "comfy" / "ComfyUI")
     if not (root / "main.py").is_file():
-        return None
+        raise NoComfyUI(f"no ComfyUI at {root} (set COMFYUI_PATH)")
     candidates = (root / folder / "bin" / "python" for folder in (".venv", "venv"))
     own = next((str(path) for path in candidates if path.exists()), sys.executable)
-    return ComfyUI(root, os.environ.get("COMFYUI_PYTHON") or own)
+    comfyui = ComfyUI(root, os.environ.get("COMFYUI_PYTHON") or own)
+    code = f"import importlib.util as u; print(*[n for n in {PACKAGES} if not u.find_spec(n)])"
+    missing = subprocess.run(
+        [comfyui.python, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    if missing:
+        raise NoComfyUI(
+            f"{comfyui.python} lacks {missing}: install the requirements.txt of ComfyUI and of this pack there, "
+            f"or set COMFYUI_PYTHON"
+        )
+    return comfyui
 
 
 class ExecutionFailed(Exception):
