@@ -71,8 +71,8 @@ def find_comfyui() -> ComfyUI:
     ).stdout.strip()
     if missing:
         raise NoComfyUI(
-            f"{comfyui.python} lacks {missing}: install the requirements.txt of ComfyUI and of this pack there, "
-            f"or set COMFYUI_PYTHON"
+            f"{comfyui.python} lacks {missing}: install the requirements.txt of ComfyUI and of this pack, "
+            "or set COMFYUI_PYTHON"
         )
     return comfyui
 
