@@ -1,6 +1,7 @@
 """Runs inside ComfyUI's Python: loads a pipeline folder as host models and writes down what they compute.
 
-Usage: ``python in_host.py COMFYUI FOLDER INPUTS.safetensors OUTPUTS.safetensors`` (prompts: in the metadata).
+Usage: ``python in_host.py COMFYUI FOLDER WORK``: reads ``inputs.safetensors`` (prompts: in its metadata) and,
+if it is there, the checkpoint ``difflora.safetensors`` in WORK; writes ``outputs.safetensors`` there.
 """
 
 from __future__ import annotations
@@ -30,7 +31,31 @@ def import_host(comfyui: str) -> types.ModuleType:
     return importlib.import_module("pack.nodes._host")
 
 
-def main(comfyui: str, folder: str, inputs_path: str, outputs_path: str) -> None:
+def generate_and_apply(host, checkpoint, model, inputs):
+    """Generates a LoRA under the host's model management; runs the U-Net with it and then without."""
+    import comfy.model_management
+
+    library = importlib.import_module("pack.difflora.model")
+    features = importlib.import_module("pack.difflora.features").IdentityFeatures(
+        inputs["face"], inputs["image"]
+    )
+    managed = host.manage(library.DiffLoRA.load(checkpoint))
+    lora = managed.on_device().generate(features, seed=3, progress=host.progress()).state_dict()
+
+    def unet(patcher):
+        comfy.model_management.load_models_gpu([patcher])
+        return patcher.model.diffusion_model(
+            inputs["noisy"], inputs["timesteps"].float(), context=inputs["context"]
+        )
+
+    patched = unet(host.apply_lora(model, lora, 1.5))
+    return {f"lora.{key}": value for key, value in lora.items()} | {
+        "patched": patched,
+        "unpatched": unet(model),
+    }
+
+
+def main(comfyui: str, folder: str, work: str) -> None:
     """Host counterparts of what the test computed with diffusers and transformers."""
     logging.disable(logging.INFO)
     host = import_host(comfyui)
@@ -40,7 +65,7 @@ def main(comfyui: str, folder: str, inputs_path: str, outputs_path: str) -> None
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    with safe_open(inputs_path, "pt") as file:
+    with safe_open(Path(work) / "inputs.safetensors", "pt") as file:
         inputs = {key: file.get_tensor(key) for key in file.keys()}
         prompts = json.loads(file.metadata()["prompts"])
     outputs = {}
@@ -73,8 +98,11 @@ def main(comfyui: str, folder: str, inputs_path: str, outputs_path: str) -> None
                 seed=0,
             )
         sampling = model.get_model_object("model_sampling")
+        if (checkpoint := Path(work) / "difflora.safetensors").is_file():
+            outputs |= generate_and_apply(host, checkpoint, model, inputs)
         outputs["simple_sigmas"] = comfy.samplers.calculate_sigmas(sampling, "simple", num_steps)
-    save_file({key: tensor.float().contiguous().clone() for key, tensor in outputs.items()}, outputs_path)
+    outputs = {key: tensor.float().contiguous().clone() for key, tensor in outputs.items()}
+    save_file(outputs, Path(work) / "outputs.safetensors")
 
 
 if __name__ == "__main__":

@@ -14,11 +14,24 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from difflora.autoencoder import LaeConfig
+from difflora.base_model import BaseModel
+from difflora.checkpoint import Checkpoint, save_checkpoint
+from difflora.features import IdentityFeatures
+from difflora.hypernetwork import HypernetworkConfig, LoraHypernetwork
+from difflora.layout import LoraLayout, init_shared_down
+from difflora.lora import lora_from_state_dict
+from difflora.mixing import MifConfig
+from difflora.model import DiffLoRA
+from difflora.patch import apply_lora
+from difflora.transformer import DitConfig
+
 sys.path.insert(0, str(Path(__file__).parent))
 from pipeline_folder import LATENT_CHANNELS, TEXT_WIDTH, make_pipeline_folder
 
 PROMPTS = ["a photo of a person, smiling", "red"]
 NUM_STEPS = 8
+IMAGE_WIDTH = 6
 TOLERANCE = 1e-4  # both sides are float32; outputs are of the order of 1
 
 pytestmark = pytest.mark.host
@@ -34,9 +47,23 @@ def folder(comfyui, tmp_path_factory):
 @pytest.fixture(scope="module")
 def base(folder):
     """The same files in diffusers and transformers."""
-    from difflora.base_model import BaseModel
-
     return BaseModel.load(folder)
+
+
+@pytest.fixture(scope="module")
+def model(base):
+    """An untrained DiffLoRA for that base model, without face models."""
+    layout = LoraLayout.from_model(base.denoiser, rank=2, alpha=2.0)
+    config = HypernetworkConfig(
+        LaeConfig(latent_tokens=3, latent_channels=4, token_size=256, token_width=4, width=8),
+        MifConfig(image_width=IMAGE_WIDTH, width=8, heads=2),
+        DitConfig(latent_tokens=3, latent_channels=4, condition_width=8, width=16, depth=1, heads=2),
+    )
+    torch.manual_seed(0)
+    networks = LoraHypernetwork(layout, config).eval().requires_grad_(False)
+    for parameter in networks.dit.parameters():  # away from the zero start
+        torch.nn.init.normal_(parameter, std=0.3)
+    return DiffLoRA(Checkpoint(networks, init_shared_down(layout), "random", "no pack", "no encoder"))
 
 
 @pytest.fixture(scope="module")
@@ -55,24 +82,20 @@ def inputs(base):
         "sigmas": torch.cat([((1 - alphas) / alphas).sqrt(), torch.zeros(1)]),  # (steps + 1,)
         "context": torch.randn(3, 77, TEXT_WIDTH, generator=generator),
         "pictures": torch.rand(2, 64, 64, 3, generator=generator),
+        "face": torch.nn.functional.normalize(torch.randn(2, 512, generator=generator)),
+        "image": torch.randn(2, IMAGE_WIDTH, generator=generator),
     }
 
 
 @pytest.fixture(scope="module")
-def host(comfyui, folder, inputs, tmp_path_factory):
+def host(comfyui, folder, inputs, model, tmp_path_factory):
     """What the host computes from the same files and inputs."""
     work = tmp_path_factory.mktemp("host")
+    save_checkpoint(work / "difflora.safetensors", model.checkpoint)
     save_file(inputs, work / "inputs.safetensors", metadata={"prompts": json.dumps(PROMPTS)})
     script = Path(__file__).parent / "in_host.py"
     run = subprocess.run(
-        [
-            comfyui.python,
-            script,
-            comfyui.root,
-            folder,
-            work / "inputs.safetensors",
-            work / "outputs.safetensors",
-        ],
+        [comfyui.python, script, comfyui.root, folder, work],
         env=comfyui.environment,
         capture_output=True,
         text=True,
@@ -121,3 +144,27 @@ def test_simple_schedule_of_the_workflow_is_ours_up_to_one_timestep(host, base, 
         for sigmas in (inputs["sigmas"], host["simple_sigmas"])
     )
     assert (ours - theirs).abs().max() <= 1
+
+
+@pytest.fixture(scope="module")
+def host_lora(host):
+    """The LoRA that the host generated, as a file would hold it."""
+    return {key.removeprefix("lora."): tensor for key, tensor in host.items() if key.startswith("lora.")}
+
+
+def test_lora_generated_in_the_host_equals_ours(host_lora, model, inputs):
+    expected = model.generate(IdentityFeatures(inputs["face"], inputs["image"]), seed=3).state_dict()
+    assert host_lora.keys() == expected.keys()
+    for key, tensor in expected.items():
+        torch.testing.assert_close(host_lora[key], tensor.float(), atol=1e-3, rtol=1e-3)  # float16 in between
+
+
+@torch.no_grad()
+def test_lora_applied_in_the_host_equals_ours(host, host_lora, base, inputs):
+    lora = lora_from_state_dict(host_lora)
+    plain = base.denoiser(inputs["noisy"], inputs["timesteps"], inputs["context"]).sample  # (B, Cl, h, w)
+    with apply_lora(base.denoiser, lora, strength=1.5):
+        expected = base.denoiser(inputs["noisy"], inputs["timesteps"], inputs["context"]).sample
+    assert (expected - plain).abs().max() > 100 * TOLERANCE  # the LoRA is no trifle
+    torch.testing.assert_close(host["patched"], expected, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(host["unpatched"], plain, atol=TOLERANCE, rtol=0)  # and MODEL stays as it was
