@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..difflora.errors import FaceModelError
 from ..difflora.model import DiffLoRA
 from . import _host
 from ._types import CATEGORY, DiffLoRAModel
@@ -42,4 +43,12 @@ class LoadModel(io.ComfyNode):
     def execute(cls, checkpoint: str) -> io.NodeOutput:
         """Loads on the CPU and hands the networks to ComfyUI's model management."""
         path = None if checkpoint == BUILT_IN else _host.checkpoint_path(checkpoint)
-        return io.NodeOutput(_host.manage(DiffLoRA.load(path)))
+        model = DiffLoRA.load(path)
+        if model.face_analyzer is None or model.image_encoder is None:
+            raise FaceModelError(
+                f"{checkpoint} was trained with the face pack {model.checkpoint.face_pack!r} and the image "
+                f"encoder {model.checkpoint.image_encoder!r}, which do not ship with this pack: this node "
+                f"loads checkpoints that were trained with the synthetic world's; use the Python library "
+                f"(DiffLoRA.load) for others"
+            )
+        return io.NodeOutput(_host.manage(model))
