@@ -1,8 +1,8 @@
 """LAE, the LoRA weight autoencoder: normalised flat weights <-> LoRA latent.
 
-1-D convolutions are the paper's main compression layers. A plain convolution over the flat vector fails, because flat
-order is not spatial; so every tensor of the layout is cut into tokens, every (layer, token) position has its own linear
-map, and the convolutions run over the sequence of tokens.
+1-D convolutions are the paper's main compression layers. A plain convolution over the flat vector fails,
+because flat order is not spatial; so every tensor of the layout is cut into tokens, every (layer, token)
+position has its own linear map, and the convolutions run over the sequence of tokens.
 
 Letters: B identities, P parameters of one LoRA, T weight tokens, L numbers in a weight token, W token width,
 D width, S latent tokens, C latent channels.
@@ -24,8 +24,8 @@ from .layout import LoraLayout
 class LaeConfig:
     """Sizes and loss of the autoencoder; saved in the checkpoint.
 
-    The position-specific maps hold about 2 x P x token_width numbers: token_width is what keeps SDXL affordable
-    (P 5.8 M at rank 4: 46 M with token_width 4), token_size only sets the length of the sequence.
+    The position-specific maps hold about 2 x P x token_width numbers: token_width is what keeps SDXL
+    affordable (P 5.8 M at rank 4: 46 M with token_width 4), token_size only sets the length of the sequence.
 
     Args:
         latent_tokens: length of the latent (S).
@@ -104,8 +104,8 @@ class ResidualBlock(nn.Module):
             nn.SiLU(),
             nn.Conv1d(width, width, 3, padding=1),
         )
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
+        for parameter in self.layers[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, T) -> (B, D, T)."""
@@ -113,7 +113,7 @@ class ResidualBlock(nn.Module):
 
 
 class TokenMixer(nn.Module):
-    """An MLP across the latent tokens (MLP-Mixer, 2105.01601): identity is spread over all layers, convolutions are local."""
+    """An MLP across the latent tokens (MLP-Mixer, 2105.01601): convolutions are local."""
 
     def __init__(self, width: int, tokens: int) -> None:
         """Hidden size four times the tokens."""
@@ -130,9 +130,10 @@ class WeightsToTokens(nn.Module):
     """Flat weights -> tokens, each through its own linear map."""
 
     def __init__(self, index: Tensor, num_parameters: int, width: int) -> None:
-        """`index` (T, L) from `token_index`; one (L, W) map and one bias, its (layer, token) position, per token."""
+        """One (L, W) map and one bias, its (layer, token) position, per token of `index` (T, L)."""
         super().__init__()
         self.register_buffer("index", index, persistent=False)
+        self.index: Tensor
         length = index.shape[1]
         scale = (
             (index < num_parameters).sum(dim=1).float().rsqrt()[:, None, None]
@@ -157,6 +158,7 @@ class TokensToWeights(nn.Module):
             index.flatten() < num_parameters
         )  # (T * L,); tokens lie in flat order, so selecting is un-padding
         self.register_buffer("real", real.nonzero().squeeze(1), persistent=False)
+        self.real: Tensor
         self.maps = nn.Parameter(torch.randn(index.shape[0], width, index.shape[1]) * width**-0.5)
         self.bias = nn.Parameter(torch.zeros(num_parameters))
 
@@ -182,7 +184,7 @@ class LoraAutoencoder(nn.Module):
         self.weights_to_tokens = WeightsToTokens(index, layout.num_parameters, config.token_width)
         self.tokens_to_weights = TokensToWeights(index, layout.num_parameters, config.token_width)
 
-        # Blocks stand behind the strides, where the sequence is short: half the cost of blocks in front of them.
+        # Blocks stand behind the strides, where the sequence is short: in front they cost twice as much.
         down: list[nn.Module] = []
         up: list[nn.Module] = [TokenMixer(width, config.latent_tokens)]
         for stage, stride in enumerate(strides):
@@ -213,8 +215,8 @@ class LoraAutoencoder(nn.Module):
         """
         if flat_weights.shape[-1] != self.num_parameters:
             raise LayoutError(
-                f"the LoRA has {flat_weights.shape[-1]} numbers, this autoencoder was built for {self.num_parameters}: "
-                "use LoRAs of the base model and rank that the autoencoder was trained on"
+                f"the LoRA has {flat_weights.shape[-1]} numbers, this autoencoder was built "
+                f"for {self.num_parameters}: use LoRAs of the base model and rank that it was trained on"
             )
         x = self.weights_to_tokens(flat_weights)  # (B, T, W)
         x = torch.nn.functional.pad(x, (0, 0, 0, self.padded_tokens - self.num_tokens))  # (B, T', W)
@@ -243,15 +245,17 @@ class LoraAutoencoder(nn.Module):
 def lae_loss(reconstruction: Tensor, target: Tensor, weight_preserving: float, weight_cap: float) -> Tensor:
     """Reconstruction and weight-preserving loss in one weighted squared error.
 
-    loss_b = sum_p a_bp (w_bp - w'_bp)^2 / sum_p a_bp   with   a_bp = min(1 + lambda |w_bp| / mean_p |w_bp|, cap).
+        loss_b = sum_p a_bp (w_bp - w'_bp)^2 / sum_p a_bp
+        a_bp = min(1 + lambda |w_bp| / mean_p |w_bp|, cap)
 
-    The paper names both terms and shows that the *large* weights carry identity, but its exact formula is not public:
-    this is our reading. It is measured on normalised weights, and dividing by the sum of the weights keeps the learning
-    rate comparable between values of lambda. In the prototype lambda 1 lowered R2 and raised the identity similarity of
-    decoded LoRAs: it counters shrinkage.
+    The paper names both terms and shows that the *large* weights carry identity, but its exact formula is not
+    public: this is our reading. It is measured on normalised weights, and dividing by the sum of the weights
+    keeps the learning rate comparable between values of lambda. In the prototype lambda 1 lowered R2 and
+    raised the identity similarity of decoded LoRAs: it counters shrinkage.
 
     Args:
-        reconstruction: (B, P). target: (B, P), both normalised.
+        reconstruction: (B, P), normalised.
+        target: (B, P), normalised.
         weight_preserving: lambda, >= 0.
         weight_cap: largest weight of a number.
 
@@ -266,5 +270,5 @@ def lae_loss(reconstruction: Tensor, target: Tensor, weight_preserving: float, w
 
 
 def explained_variance(reconstruction: Tensor, target: Tensor) -> Tensor:
-    """R2 against predicting 0, the mean of normalised weights: (B, P) twice -> 0-d. 1 is perfect, 0 is the mean LoRA."""
+    """R2 against predicting 0, the mean LoRA, on normalised weights: (B, P) twice -> 0-d, 1 is perfect."""
     return 1 - (reconstruction - target).square().sum() / target.square().sum().clamp_min(1e-12)

@@ -1,8 +1,8 @@
 """The DiffLoRA checkpoint: ONE `.safetensors` with all weights and everything needed to use them.
 
-Tensors: `networks.*` (LAE, MIF, DiT, latent and weight statistics) and `shared_down.<module>`. The header holds one
-JSON text: format, configurations, layout with its fingerprint, the names of the base model, the face pack and the image
-encoder, and the settings that were best on validation people.
+Tensors: `networks.*` (LAE, MIF, DiT, latent and weight statistics) and `shared_down.<module>`. The header
+holds one JSON text: format, configurations, layout with its fingerprint, the names of the base model, the
+face pack and the image encoder, and the settings that were best on validation people.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Checkpoint:
         return self.networks.layout
 
 
-def config_from_fields(kind: type[Config], values: Any) -> Config:
+def config_from_fields(kind: type[Config], values: object) -> Config:
     """Build a configuration from the JSON object of its fields; a missing field has its default.
 
     Raises:
@@ -100,7 +100,7 @@ def config_from_fields(kind: type[Config], values: Any) -> Config:
         ) from error
 
 
-def hypernetwork_config(values: Any) -> HypernetworkConfig:
+def hypernetwork_config(values: object) -> HypernetworkConfig:
     """Build the nested configuration of all parts from JSON, strictly."""
     parts = {"lae": LaeConfig, "mif": MifConfig, "dit": DitConfig, "diffusion": DiffusionConfig}
     if not isinstance(values, Mapping):
@@ -149,7 +149,7 @@ def load_checkpoint(
     Args:
         path: the file.
         device: where the networks go.
-        layout: what the LoRAs must fit, e.g. the layout of a library; by default whatever the checkpoint says.
+        layout: what the LoRAs must fit, e.g. a library's; by default whatever the checkpoint says.
 
     Returns:
         The checkpoint, its networks in float32, in evaluation mode and frozen.
@@ -170,8 +170,8 @@ def load_checkpoint(
         )
     if layout is not None and layout.fingerprint != own_layout.fingerprint:
         raise CheckpointError(
-            f"{path} makes LoRAs for {header['base_model']} (layout {own_layout.fingerprint}), not for the layout "
-            f"{layout.fingerprint} asked for: use a checkpoint trained for this base model, rank and targets"
+            f"{path} makes LoRAs for {header['base_model']} (layout {own_layout.fingerprint}), not for "
+            f"the layout {layout.fingerprint} asked for: use a checkpoint trained for that one"
         )
     networks = LoraHypernetwork(own_layout, hypernetwork_config(header["config"])).to(device)
     try:
@@ -222,8 +222,8 @@ def _read_header(path: str | Path, metadata: Mapping[str, str]) -> dict[str, Any
     }
     if set(header) != expected:
         raise CheckpointError(
-            f"{path}: missing {sorted(expected - set(header))}, unknown {sorted(set(header) - expected)} in its header: "
-            "update this package or get the file again"
+            f"{path}: missing {sorted(expected - set(header))}, unknown {sorted(set(header) - expected)} in "
+            "its header: update this package or get the file again"
         )
     return header
 

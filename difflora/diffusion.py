@@ -94,11 +94,14 @@ def from_x0(x0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, prediction: s
 def loss_weight(alpha: Tensor, sigma: Tensor, snr_cap: float) -> Tensor:
     """min(1 + SNR, cap): the weight of a squared x_0 error at one time.
 
-    1 + SNR is the plain v loss written in x_0 space. The cap is min-SNR's idea (2303.09556); the 1 keeps weight at
-    pure noise, where the prediction from the photos alone is learned and from which few-step sampling lives [ours].
+    1 + SNR is the plain v loss written in x_0 space. The cap is min-SNR's idea (2303.09556); the 1 keeps
+    weight at pure noise, where the prediction from the photos alone is learned and from which few-step
+    sampling lives [ours].
 
     Args:
-        alpha: (B,). sigma: (B,), > 0. snr_cap: upper end of the weight.
+        alpha: (B,).
+        sigma: (B,), > 0.
+        snr_cap: upper end of the weight.
 
     Returns:
         (B,) weights in [1, snr_cap].
@@ -107,7 +110,7 @@ def loss_weight(alpha: Tensor, sigma: Tensor, snr_cap: float) -> Tensor:
 
 
 def diffusion_loss(x0_prediction: Tensor, x0: Tensor, alpha: Tensor, sigma: Tensor, snr_cap: float) -> Tensor:
-    """Weighted squared x_0 error per identity: (B, ...) twice -> (B,). The paper's is a reconstruction loss too."""
+    """Weighted squared x_0 error per identity, a reconstruction loss: (B, ...) twice -> (B,)."""
     error = (x0_prediction - x0).float().square().flatten(1).mean(dim=1)  # (B,)
     return loss_weight(alpha, sigma, snr_cap) * error  # (B,)
 
@@ -116,8 +119,10 @@ def ddim_step(x_t: Tensor, x0: Tensor, now: tuple[Tensor, Tensor], then: tuple[T
     """One deterministic step (DDIM, 2010.02502 eq. 12 with eta 0).
 
     Args:
-        x_t: (B, ...) at the present time. x0: (B, ...) predicted from it.
-        now: alpha (B,), sigma (B,) of the present time. then: the same of the next, less noisy time.
+        x_t: (B, ...) at the present time.
+        x0: (B, ...) predicted from it.
+        now: alpha (B,), sigma (B,) of the present time.
+        then: the same of the next, less noisy time.
 
     Returns:
         (B, ...) at the next time.

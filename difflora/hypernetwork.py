@@ -2,7 +2,7 @@
 
 The paper's view: a diffusion model as a *hypernetwork* that puts out LoRA weights.
 
-    photos' features -- MIF --> condition -- DiT, diffusion --> latent -- LAE decoder, denormalise --> flat weights
+    features -- MIF --> condition -- DiT, diffusion --> latent -- LAE decoder, denormalise --> flat weights
 
 Letters: B identities, N photos, T latent tokens, C latent channels, P parameters of one LoRA.
 """
@@ -128,7 +128,8 @@ class LoraHypernetwork(nn.Module):
         """Classifier-free guidance (2207.12598): x_null + guidance_scale (x - x_null).
 
         Args:
-            latent: (B, T, C). time: (B,).
+            latent: (B, T, C).
+            time: (B,).
             condition: of the B identities.
             guidance_scale: 1 is the plain prediction, 0 ignores the photos.
 

@@ -1,7 +1,8 @@
 """MIF, mixed image features: N photos of one person -> one condition for the transformer.
 
-The paper mixes a frozen face encoder's and a frozen image encoder's features in a trainable block before the DiT;
-another paper reports the mixing to be a mixture-of-experts-like gate. Experts, pooling and sizes are ours.
+The paper mixes a frozen face encoder's and a frozen image encoder's features in a trainable block before the
+DiT; another paper reports the mixing to be a mixture-of-experts-like gate. Experts, pooling and sizes are
+ours.
 
 Letters: B identities, N photos, E experts, M tokens per photo, S condition tokens, D width, C feature width.
 """
@@ -107,7 +108,8 @@ class PhotoPooling(nn.Module):
 class MixedImageFeatures(nn.Module):
     """The MIF block: features of N photos of each person -> `Condition`.
 
-    A row without any photo is the null condition of classifier-free guidance, so dropping a condition is a mask.
+    A row without any photo is the null condition of classifier-free guidance, so dropping a condition is a
+    mask.
     """
 
     def __init__(self, config: MifConfig) -> None:
@@ -127,7 +129,7 @@ class MixedImageFeatures(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def expert_weights(self, face: Tensor, image: Tensor) -> Tensor:
-        """How much each expert is listened to, per photo: (B, N, E), sums to 1 over E; face experts come first."""
+        """Share of each expert per photo: (B, N, E), sums to 1 over E; face experts come first."""
         both = torch.cat([self.face_norm(face), self.image_norm(image)], dim=-1)  # (B, N, 512 + C)
         return self.gate(both).softmax(dim=-1)  # (B, N, E)
 
@@ -148,8 +150,9 @@ class MixedImageFeatures(nn.Module):
         config = self.config
         if face.shape[-1] != config.face_width or image.shape[-1] != config.image_width:
             raise DiffLoRAError(
-                f"features are {face.shape[-1]} (face) and {image.shape[-1]} (image) wide, but this model was trained on "
-                f"{config.face_width} and {config.image_width}: use the face pack and image encoder named in its checkpoint"
+                f"features are {face.shape[-1]} (face) and {image.shape[-1]} (image) wide, but this model "
+                f"was trained on {config.face_width} and {config.image_width}: use the face pack and image "
+                "encoder named in its checkpoint"
             )
         weights = self.expert_weights(face, image)  # (B, N, E)
         face, image = self.face_norm(face), self.image_norm(image)  # (B, N, 512), (B, N, C)

@@ -21,7 +21,7 @@ from .lora import Lora
 from .photos import Photo, as_photos
 
 # The embedded world's trained files: what `DiffLoRA.load()` loads when nothing else is named.
-EMBEDDED = Path(__file__).parent / "synthetic" / "weights"
+EMBEDDED = Path(__file__).parent / "synthetic" / "weights"  # paths only: no import of the synthetic world
 EMBEDDED_CHECKPOINT = EMBEDDED / "difflora.safetensors"
 EMBEDDED_FACE_PACKS = EMBEDDED / "face_pack" / "models"
 EMBEDDED_IMAGE_ENCODER = EMBEDDED / "image_encoder"
@@ -81,7 +81,7 @@ class DiffLoRA:
 
         Args:
             path: DiffLoRA checkpoint; by default the embedded synthetic world's.
-            face_pack: folder of the insightface model pack that the checkpoint names; embedded ones are found.
+            face_pack: folder of the insightface pack that the checkpoint names; embedded ones are found.
             image_encoder: folder of the CLIP vision tower that it names; goes with the face pack.
             device: where the networks run.
 
@@ -94,8 +94,8 @@ class DiffLoRA:
         """
         if path is None and not EMBEDDED_CHECKPOINT.is_file():
             raise CheckpointError(
-                f"the embedded checkpoint {EMBEDDED_CHECKPOINT} is missing: clone the repository again, or train it "
-                "with python -m training.train_world, make_loras, train_lae and train_dit"
+                f"the embedded checkpoint {EMBEDDED_CHECKPOINT} is missing: clone the repository again, or "
+                "train it with python -m training.train_world, make_loras, train_lae and train_dit"
             )
         checkpoint = load_checkpoint(EMBEDDED_CHECKPOINT if path is None else path, device)
         embedded_pack = EMBEDDED_FACE_PACKS / checkpoint.face_pack
@@ -145,7 +145,8 @@ class DiffLoRA:
         if self.face_analyzer is None or self.image_encoder is None:
             raise FaceModelError(
                 f"this model was loaded without face models: pass face_pack= (the folder of "
-                f"{self.checkpoint.face_pack!r}) and image_encoder= (of {self.checkpoint.image_encoder!r}) to load"
+                f"{self.checkpoint.face_pack!r}) and image_encoder= (of {self.checkpoint.image_encoder!r}) "
+                "to load"
             )
         loaded = as_photos(photos)
         features = encode_photos(loaded, self.face_analyzer, self.image_encoder)
@@ -266,7 +267,8 @@ def pad_photos(
         device: of the result.
 
     Returns:
-        face (B, N, 512), image (B, N, C), mask (B, N) true where there is a photo; N is the largest number of photos.
+        face (B, N, 512), image (B, N, C), mask (B, N) true where there is a photo; N is the largest number of
+        photos.
     """
     pad = nn.utils.rnn.pad_sequence
     face = pad([features.face_embedding.float() for features in people], batch_first=True)  # (B, N, 512)

@@ -1,7 +1,8 @@
 """The diffusion transformer over LoRA latents.
 
-adaLN-zero blocks as in DiT (Peebles & Xie 2212.09748, section 3.2), conditioned on time and the mixed image features,
-plus cross-attention to the condition tokens. How the condition enters DiffLoRA's own DiT is not public: this is ours.
+adaLN-zero blocks as in DiT (Peebles & Xie 2212.09748, section 3.2), conditioned on time and the mixed image
+features, plus cross-attention to the condition tokens. How the condition enters DiffLoRA's own DiT is not
+public: this is ours.
 
 Letters: B identities, T latent tokens, C latent channels, D width, S condition tokens.
 """
@@ -134,15 +135,13 @@ class DiffusionTransformer(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """adaLN-zero: every block starts as the identity and the output as 0, the mean of a standardised latent."""
+        """adaLN-zero: blocks start as the identity, the output as 0, the mean of a standardised latent."""
         nn.init.normal_(self.position, std=0.02)
-        for block in self.blocks:
-            nn.init.zeros_(block.modulation[-1].weight)
-            nn.init.zeros_(block.modulation[-1].bias)
-        nn.init.zeros_(self.modulation_out[-1].weight)
-        nn.init.zeros_(self.modulation_out[-1].bias)
-        nn.init.zeros_(self.latent_out.weight)
-        nn.init.zeros_(self.latent_out.bias)
+        silent = [self.modulation_out[-1], self.latent_out]
+        silent += [module.modulation[-1] for module in self.modules() if isinstance(module, DitBlock)]
+        for layer in silent:
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, latent: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """One evaluation.

@@ -1,9 +1,10 @@
 """The image-space loss of the DiT: what the base model's own loss says about predicted LoRAs.
 
-predicted x_0 latent -> LAE decoder -> flat weights -> patched frozen base model -> its loss on pictures of that person.
+predicted x_0 latent -> LAE decoder -> flat weights -> patched frozen base model -> its loss on pictures of
+that person.
 
-A LoRA trained on one person is noisy; this loss averages that noise away over people, and it needs no library: any
-rendered person serves. [ours; measured in training/LOG.md]
+A LoRA trained on one person is noisy; this loss averages that noise away over people, and it needs no
+library: any rendered person serves. [ours]
 Letters: B identities, K pictures of each, T latent tokens, C latent channels, P parameters of one LoRA.
 """
 
@@ -77,8 +78,8 @@ def noised_latents(
 ) -> tuple[Tensor, Tensor]:
     """Where the image loss starts from: noised latents of people, most of whom have no LoRA of their own.
 
-    At time 1 nothing of a latent is left, so none is needed. Below it, people without one get the averaged network's
-    own prediction from pure noise, noised again ("self-distilled").
+    At time 1 nothing of a latent is left, so none is needed. Below it, people without one get the averaged
+    network's own prediction from pure noise, noised again ("self-distilled").
 
     Args:
         average: averaged networks.
@@ -106,7 +107,8 @@ def noised_latents(
 def image_loss_weight(networks: LoraHypernetwork, time: Tensor, floor: float) -> Tensor:
     """Weight over diffusion time, (B,) -> (B,): floor + (1 - floor) alpha^2, alpha^2 = SNR / (1 + SNR).
 
-    A prediction from much noise is vague and deserves less weight, but not none: few-step sampling lives from it.
+    A prediction from much noise is vague and deserves less weight, but not none: few-step sampling lives from
+    it.
     """
     alpha, _ = networks.config.diffusion.alpha_sigma(time)  # (B,)
     return floor + (1 - floor) * alpha.square()  # (B,)

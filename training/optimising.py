@@ -19,7 +19,7 @@ def rate_at(step: int, num_steps: int, peak: float, warmup: int) -> float:
 
 
 class Average(Generic[Module]):
-    """Exponential moving average of a module's parameters, an exact mean of all steps until its horizon is full."""
+    """Exponential moving average of a module's parameters; early steps are forgotten faster."""
 
     def __init__(self, module: Module, decay: float) -> None:
         """Copy the module."""
@@ -29,8 +29,6 @@ class Average(Generic[Module]):
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take the parameters after step number `step` (from 0) in."""
-        share = max(
-            1 - self.decay, 1 / (step + 1) ** 0.75
-        )  # early steps are forgotten faster than in a plain mean
+        share = max(1 - self.decay, 1 / (step + 1) ** 0.75)
         for average, parameter in zip(self.module.parameters(), self.source.parameters(), strict=True):
             average.lerp_(parameter, share)

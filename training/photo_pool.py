@@ -1,7 +1,7 @@
 """Photos of many people, as training needs them: features, picture latents and prompts, computed once.
 
-Letters: M people, F photos of each, C feature width, (Cl, h, w) a picture's latent, U prompts, L prompt tokens,
-W text width, B rows, N reference photos, K pictures.
+Letters: M people, F photos of each, C feature width, (Cl, h, w) a picture's latent, U prompts, L prompt
+tokens, W text width, B rows, N reference photos, K pictures.
 """
 
 import json
@@ -64,7 +64,7 @@ class PhotoPool:
         return replace(self, **{name: getattr(self, name)[rows] for name in per_person})
 
     def references(self, rows: Tensor, photos: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features of chosen photos: rows (B,), photos (B, N), mask (B, N) -> face, image, mask for MIF, float32."""
+        """Features of chosen photos for MIF: rows (B,), photos (B, N), mask (B, N) -> face, image, mask."""
         face, image = (
             self.face[rows[:, None], photos],
             self.image[rows[:, None], photos],
@@ -72,7 +72,7 @@ class PhotoPool:
         return face.float(), image.float(), mask
 
     def pictures(self, rows: Tensor, photos: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows (B,), photos (B, K) -> image latents (B*K, Cl, h, w) and prompt embeddings (B*K, L, W), float32."""
+        """Rows (B,), photos (B, K) -> image latents (B*K, Cl, h, w), prompt embeddings (B*K, L, W)."""
         latents = self.image_latents[rows[:, None], photos].flatten(0, 1)  # (B*K, Cl, h, w)
         prompts = self.prompt_embeds[self.prompt_index[rows[:, None], photos].flatten()]  # (B*K, L, W)
         return latents.float(), prompts.float()
@@ -90,7 +90,8 @@ def choose_photos(
         generator: on the CPU.
 
     Returns:
-        references (B, N), mask (B, N) of those that count, pictures (B, K): indices of photos on valid's device.
+        references (B, N), mask (B, N) of those that count, pictures (B, K): indices of photos on valid's
+        device.
     """
     batch, num_photos = valid.shape
     score = (
@@ -105,7 +106,7 @@ def choose_photos(
 
 @dataclass(frozen=True)
 class ScatteredPeople:
-    """Rendered people (a `People`), each in scenes of their own, drawn from `NUM_SCENES` so that prompts repeat.
+    """Rendered people (a `People`), each in scenes of their own out of `NUM_SCENES`, so that prompts repeat.
 
     Args:
         split: "train", "validation" or "test".
@@ -164,7 +165,7 @@ def build_pool(
         CheckpointError: the folder caches other people, or features of other models.
     """
     models = {
-        "base": base.fingerprint,
+        "encoders": base.encoders_fingerprint,
         "face_pack": face_analyzer.name,
         "image_encoder": image_encoder.folder.name,
     }
@@ -217,7 +218,7 @@ def encode_pictures(
 def photo_features(
     photos: Sequence[np.ndarray], face_analyzer: FaceAnalyzer, image_encoder: ImageEncoder
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Features of n photos, each of its own: face (n, 512), image (n, C), valid (n,); zeros where no face is found."""
+    """Features of n photos: face (n, 512), image (n, C), valid (n,); zeros where no face is found."""
     valid = torch.zeros(len(photos), dtype=torch.bool)
     face, image = torch.zeros(len(photos), 512), torch.zeros(len(photos), image_encoder.width)
     try:

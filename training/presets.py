@@ -30,7 +30,8 @@ class LaeTrainingConfig:
         ema_decay: of the averaged weights, which are the ones that are saved.
         mixup: fraction of the LoRAs that are a convex combination of two people's.
         input_noise: deviation of the noise on the encoder's (normalised) input; the target stays clean.
-        latent_noise: deviation of the noise on the latent, relative to the latent's own: what mattered in p-diff.
+        latent_noise: deviation of the noise on the latent, relative to the latent's own: what mattered in
+            p-diff.
         held_out: fraction of the library's people, its last ones, that are only measured.
         seed: drives everything.
     """
@@ -73,7 +74,8 @@ class DitTrainingConfig:
         pictures_per_person: pictures of each, none of them shown as a reference photo.
         highest_noise_fraction: rows of the image loss at time 1, where only the photos can tell who it is.
         zero_start_fraction: of those rows, the ones that start from zeros as the zero-noise sampler does.
-        image_loss_floor: weight of the image loss at time 1 over that at time 0; between them it follows alpha^2.
+        image_loss_floor: weight of the image loss at time 1 over that at time 0; between them it follows
+            alpha^2.
         pool_people: people whose photos are rendered for features and pictures.
         photos_per_person: photos of each (F).
         validation_people: people of the validation split that are measured and choose the settings.

@@ -1,4 +1,6 @@
-"""Choose strength and starting noise on validation people, by the recogniser that also conditions (never the judge's).
+"""Choose strength and starting noise on validation people, by the recogniser that also conditions.
+
+The evaluation's own recogniser takes no part in it.
 
 Letters: B people, K pictures of each, P parameters of one LoRA.
 """
@@ -30,10 +32,10 @@ def recommend(
     face_analyzer: FaceAnalyzer,
     image_encoder: ImageEncoder,
 ) -> Recommended:
-    """The settings whose pictures look most like the person, among those that the base model's own loss forgives.
+    """The settings whose pictures look most like the person, and that the base model's own loss forgives.
 
-    A strength counts only if the LoRA still explains the person's real pictures better than the base model alone does:
-    likeness at the price of everything else does not.
+    A strength counts only if the LoRA still explains the person's real pictures better than the base model
+    alone does: likeness at the price of everything else does not.
 
     Args:
         checkpoint: finished networks.

@@ -1,4 +1,4 @@
-"""Train MIF and DiT: `python -m training.train_dit --library runs/loras --lae runs/lae/lae.safetensors --out runs/dit`.
+"""Train MIF and DiT: `python -m training.train_dit --lae runs/lae/lae.safetensors --out runs/dit`.
 
 Writes the DiffLoRA checkpoint. Resumable: started again with the same settings, it goes on where it stopped.
 `--image-loss-weight 0` is the weight-space recipe of the paper.
@@ -85,7 +85,7 @@ class Data:
         return rows
 
     def image_people(self) -> Tensor:
-        """Rows of the pool that the image loss may use: everybody with a face but the held-out people, (M',)."""
+        """Rows of the pool for the image loss, (M',): everybody with a face but the held-out people."""
         allowed = self.pool.valid.any(dim=1)  # (M,)
         allowed[self.people[self.held_out]] = False
         return allowed.nonzero().squeeze(1)  # (M',)
@@ -94,7 +94,7 @@ class Data:
 def noisy_features(
     features: tuple[Tensor, Tensor, Tensor], amount: float, generator: torch.Generator
 ) -> tuple[Tensor, ...]:
-    """Noise on face (B, N, 512) and image features (B, N, C), relative to each feature's own size; the mask stays."""
+    """Noise on face (B, N, 512) and image features (B, N, C), relative to their own size; the mask stays."""
     face, image, mask = features
     noisy = [
         x + amount * x.square().mean(dim=-1, keepdim=True).sqrt() * noise_like(x, generator)
@@ -180,8 +180,8 @@ def image_loss(
 def measure(networks: LoraHypernetwork, data: Data, config: DitTrainingConfig) -> dict[str, float]:
     """Validation: R2 of held-out library weights, and how much the predicted LoRAs help the base model.
 
-    `image_gain` is 1 - (loss with the LoRA) / (loss of the base model) on pictures of validation people, of whom one
-    photo was seen; `image_gain_zero` the same for the zero-noise start.
+    `image_gain` is 1 - (loss with the LoRA) / (loss of the base model) on pictures of validation people, of
+    whom one photo was seen; `image_gain_zero` the same for the zero-noise start.
     """
     generator, device = torch.Generator().manual_seed(0), data.flat.device
 
@@ -341,8 +341,8 @@ def main(arguments: list[str] | None = None) -> None:
     made_for = read_config(options.library)["base_model_fingerprint"]
     if base.fingerprint != made_for:
         raise CheckpointError(
-            f"{options.library} was made for the base model {made_for}, {options.base} is {base.fingerprint}: "
-            "give the same one with --base"
+            f"{options.library} was made for the base model {made_for}, {options.base} is "
+            f"{base.fingerprint}: give the same one with --base"
         )
     face_analyzer, image_encoder = (
         FaceAnalyzer(options.face_pack),
@@ -376,7 +376,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     diffusion = DiffusionConfig(options.schedule, options.prediction)
     sizes = replace(
-        fit_features(chosen.networks, 512, image_encoder.width), lae=trained_lae.lae.config, diffusion=diffusion
+        fit_features(chosen.networks, 512, image_encoder.width),
+        lae=trained_lae.lae.config,
+        diffusion=diffusion,
     )
     open_run(options.out, {"networks": asdict(sizes), "training": asdict(config), "base": base.fingerprint})
     torch.manual_seed(config.seed)

@@ -76,7 +76,7 @@ def train(
     folder: Path,
     device: torch.device | str = "cpu",
 ) -> tuple[LoraAutoencoder, LoraNormalisation]:
-    """Train on raw weights (n, P), resuming what the folder holds; returns the averaged LAE and its normalisation."""
+    """Train on raw weights (n, P), resuming what the folder holds -> averaged LAE and its normalisation."""
     training, held_out = split_library(len(library), config.held_out)
     normalisation = LoraNormalisation.fit(library[training], layout)
     flat = normalisation.normalise(library.float()).to(device)  # (n, P)
@@ -150,7 +150,8 @@ class TrainedLae:
 
     def save(self, path: Path) -> None:
         """Write everything to one file."""
-        state = {"layout": self.layout.to_json(), "config": asdict(self.lae.config), "held_out": self.held_out}
+        config = asdict(self.lae.config)
+        state = {"layout": self.layout.to_json(), "config": config, "held_out": self.held_out}
         save_state(
             path, {**state, "lae": self.lae.state_dict(), "normalisation": self.normalisation.tensors()}
         )

@@ -1,13 +1,13 @@
-"""Photo pools: references and pictures are disjoint, photos without a face are no references; image loss rows."""
+"""Photo pools: references and pictures are disjoint, photos without a face are no references."""
 
 import importlib.util
 from pathlib import Path
 
 import torch
-from training.image_loss import picture_losses
-from training.photo_pool import ScatteredPeople, choose_photos
 
 from difflora.layout import init_shared_down
+from training.image_loss import picture_losses
+from training.photo_pool import ScatteredPeople, choose_photos
 
 spec = importlib.util.spec_from_file_location("toy_world", Path(__file__).with_name("toy_world.py"))
 toy_world = importlib.util.module_from_spec(spec)

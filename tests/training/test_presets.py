@@ -1,12 +1,14 @@
 """Presets: every one is consistent, and every setting can be given on the command line."""
 
 import argparse
+import itertools
+import itertools
 
 import pytest
-from training.optimising import rate_at
-from training.presets import PRESETS, DitTrainingConfig, apply_options, config_options, fit_features, preset
 
 from difflora.errors import DiffLoRAError
+from training.optimising import rate_at
+from training.presets import PRESETS, DitTrainingConfig, apply_options, config_options, fit_features, preset
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -38,4 +40,4 @@ def test_unknown_preset_is_an_error() -> None:
 def test_rate_rises_linearly_and_ends_at_zero() -> None:
     rates = [rate_at(step, 100, 1.0, 10) for step in range(100)]
     assert rates[4] == 0.5 and rates[9] == 1.0
-    assert rates[-1] < 1e-3 and all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert rates[-1] < 1e-3 and all(a >= b for a, b in itertools.pairwise(rates[10:]))

@@ -8,10 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import train_dit
-from training.common import read_metrics
-from training.presets import DitTrainingConfig
-from training.train_lae import split_library
 
 from difflora.autoencoder import LaeConfig
 from difflora.hypernetwork import HypernetworkConfig, LoraHypernetwork
@@ -19,6 +15,10 @@ from difflora.layout import init_shared_down
 from difflora.mixing import MifConfig
 from difflora.normalisation import LoraNormalisation
 from difflora.transformer import DitConfig
+from training import train_dit
+from training.common import read_metrics
+from training.presets import DitTrainingConfig
+from training.train_lae import split_library
 
 spec = importlib.util.spec_from_file_location("toy_world", Path(__file__).with_name("toy_world.py"))
 toy_world = importlib.util.module_from_spec(spec)
@@ -30,8 +30,17 @@ SIZES = HypernetworkConfig(
     DitConfig(latent_tokens=2, latent_channels=8, condition_width=16, width=32, depth=1, heads=2),
 )
 CONFIG = DitTrainingConfig(
-    num_steps=150, batch_size=16, learning_rate=3e-3, decoder_learning_rate=3e-3, warmup=10, ema_decay=0.95,
-    max_photos=2, image_loss_weight=5.0, image_loss_from=0, image_people=16, pictures_per_person=4,
+    num_steps=150,
+    batch_size=16,
+    learning_rate=3e-3,
+    decoder_learning_rate=3e-3,
+    warmup=10,
+    ema_decay=0.95,
+    max_photos=2,
+    image_loss_weight=5.0,
+    image_loss_from=0,
+    image_people=16,
+    pictures_per_person=4,
     validate_every=1000,
 )
 
@@ -75,7 +84,9 @@ def test_weight_space_recipe_leaves_the_autoencoder_alone(tmp_path: Path) -> Non
     assert sum(latent[-10:]) < 0.8 * sum(latent[:10])
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = data()
     config = replace(CONFIG, num_steps=6, image_loss_from=2, precision="float32")
     whole = train_dit.train(networks(given), given, config, tmp_path / "whole")

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from difflora.layout import LoraLayout, ModuleSpec
 from training import train_lae
 from training.common import read_metrics
 from training.presets import PRESETS, LaeTrainingConfig
-
-from difflora.layout import LoraLayout, ModuleSpec
 
 LAYOUT = LoraLayout((ModuleSpec("a", 8, 30), ModuleSpec("b", 8, 60)), rank=2, alpha=2.0)
 SIZES = PRESETS["tiny"].networks.lae
@@ -21,7 +21,9 @@ def library(count: int = 60) -> torch.Tensor:
 
 
 def test_it_learns_what_people_have_in_common(tmp_path: Path) -> None:
-    config = LaeTrainingConfig(num_steps=100, batch_size=16, learning_rate=6e-3, warmup=10, ema_decay=0.9, input_noise=0.1)
+    config = LaeTrainingConfig(
+        num_steps=100, batch_size=16, learning_rate=6e-3, warmup=10, ema_decay=0.9, input_noise=0.1
+    )
     lae, normalisation = train_lae.train(library(), LAYOUT, SIZES, config, tmp_path)
     last = read_metrics(tmp_path / "metrics.jsonl")[-1]
     assert last["step"] == 100
@@ -36,7 +38,9 @@ def test_it_learns_what_people_have_in_common(tmp_path: Path) -> None:
     assert loaded.layout == LAYOUT
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = LaeTrainingConfig(num_steps=8, batch_size=4, warmup=2)
     whole, _ = train_lae.train(library(20), LAYOUT, SIZES, config, tmp_path / "whole")
     monkeypatch.setattr(train_lae, "SAVE_EVERY", 3)
@@ -67,4 +71,6 @@ def test_mixup_is_a_convex_combination() -> None:
     mixed = train_lae.augment(flat, LaeTrainingConfig(mixup=1.0), torch.Generator().manual_seed(0))
     torch.testing.assert_close(mixed.sum(dim=1), torch.ones(6))
     assert ((mixed >= 0) & (mixed <= 1)).all() and not torch.equal(mixed, flat)
-    assert torch.equal(train_lae.augment(flat, LaeTrainingConfig(mixup=0.0), torch.Generator().manual_seed(0)), flat)
+    assert torch.equal(
+        train_lae.augment(flat, LaeTrainingConfig(mixup=0.0), torch.Generator().manual_seed(0)), flat
+    )

@@ -1,11 +1,10 @@
-"""A base model of one linear layer, small enough to train against in a test: person p's pictures are all near z_p."""
-
+"""A base model of one linear layer, for tests of training: person p's pictures are near z_p."""
 
 import torch
 from torch import Tensor, nn
-from training.photo_pool import PhotoPool
 
 from difflora.layout import LoraLayout, ModuleSpec
+from training.photo_pool import PhotoPool
 
 WIDTH = 8
 LAYOUT = LoraLayout((ModuleSpec("proj", WIDTH, WIDTH),), rank=2, alpha=2.0)
@@ -26,7 +25,9 @@ class ToyBase:
         self.denoiser = Denoiser().requires_grad_(False)
         self.alphas_cumprod = torch.linspace(0.99, 0.5, 10)
 
-    def denoising_loss(self, image_latents: Tensor, prompt_embeds: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    def denoising_loss(
+        self, image_latents: Tensor, prompt_embeds: Tensor, noise: Tensor, t: Tensor
+    ) -> Tensor:
         alpha = self.alphas_cumprod[t][:, None]
         noisy = alpha.sqrt() * image_latents.flatten(1) + (1 - alpha).sqrt() * noise.flatten(1)
         return (self.denoiser.proj(noisy) - image_latents.flatten(1)).square().mean(dim=1)
@@ -56,5 +57,3 @@ def best_loras(people: PhotoPool, shared_down: dict[str, Tensor]) -> Tensor:
     inside = z @ shared_down["proj"].T  # (n, R)
     up = z[:, :, None] * (inside / inside.square().sum(dim=1, keepdim=True).clamp_min(0.3))[:, None, :]
     return up.flatten(1)
-
-
