@@ -74,7 +74,7 @@ def load_pool(folder: Path, split: str, num_people: int, per_person: int) -> Poo
     path = folder / f"pool-{split}-{num_people}x{per_person}.safetensors"
     traits = sample_people(split, 0, num_people).repeat_interleave(per_person, 0)  # (B, I)
     # The splits draw different scenes too: a mark of the scene cannot pass for the person.
-    scenes = sample_scenes(len(traits), seed=len(split))
+    scenes = sample_scenes(len(traits), seed=len(split), jitter=1.0)
     probe = render(traits[:8], scenes[:8])
     mark = hashlib.sha256((probe.pictures * 255).round().byte().numpy().tobytes()).hexdigest()[:16]
     if path.is_file():

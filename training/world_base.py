@@ -150,6 +150,7 @@ def train_base_model(
             )
             save_pipeline(out / "base_model", averages[0], averages[1], tokenizer, autoencoder)
 
+    text_final = False
     saved, began, first, losses = time.monotonic(), time.monotonic(), done, []
     bar = progress_bar(config.pictures, "base model", done) if rank == 0 else None
     with polite_interruption() as interrupted, MetricsWriter(out / f"metrics-{rank}.jsonl", done) as metrics:
@@ -180,6 +181,9 @@ def train_base_model(
             optimiser.zero_grad(set_to_none=True)
             step = config.batch_size * world
             done += step
+            if not train_text and not text_final:  # nothing is left to average, and others may build on it
+                averages[1].load_state_dict(text_encoder.state_dict())
+                text_final = True
             with torch.no_grad():
                 decay = min(1.0, step / min(config.ema_pictures, 0.1 * done + step))
                 for average, network in zip(averages, (denoiser, text_encoder), strict=True):

@@ -22,7 +22,7 @@ from difflora.picture_autoencoder import PatchAutoencoder
 from difflora.synthetic.captions import vocabulary
 from difflora.synthetic.people import NUM_TRAITS, sample_people
 from difflora.synthetic.renderer import render
-from difflora.synthetic.scenes import Scene, sample_scenes
+from difflora.synthetic.scenes import STUDIO, Scene, sample_scenes
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class BaseModelConfig:
     """Sizes and training of the base model; pictures count what is trained on, not what is rendered."""
 
     picture_px: int = 64
-    latent_channels: int = 48
+    latent_channels: int = 24
     channels: tuple[int, ...] = (64, 128)
     text_width: int = 96
     text_layers: int = 2
@@ -42,7 +42,7 @@ class BaseModelConfig:
     ring: int = 32_768  # rendered pictures kept; every step replaces a part of them
     fresh: float = 0.20  # share of the steps that render a new batch
     ema_pictures: int = 40_000  # time constant of the weight average
-    clip_pictures: int = 60_000
+    clip_pictures: int = 40_000
     seed: int = 1
 
 
@@ -62,7 +62,7 @@ PRESETS = {
 
 
 def random_pictures(
-    count: int, seed: int, split: str = "train", device: str = "cpu", px: int = 64
+    count: int, seed: int, split: str = "train", device: str = "cpu", px: int = 64, jitter: float = STUDIO
 ) -> tuple[Tensor, Scene, Tensor]:
     """Everybody different, everybody in another scene: traits, scene and pictures (B, 3, H, W) in [-1, 1]."""
     people = torch.Generator().manual_seed(seed)
@@ -70,7 +70,7 @@ def random_pictures(
         traits = torch.rand(count, NUM_TRAITS, generator=people) * 2 - 1  # (B, I)
     else:
         traits = sample_people(split, 0, count)
-    scene = sample_scenes(count, seed)
+    scene = sample_scenes(count, seed, jitter)
     pictures = render(traits.to(device), scene.to(device), px).pictures * 2 - 1  # (B, 3, H, W)
     return traits, scene, pictures
 
@@ -78,7 +78,7 @@ def random_pictures(
 def build_autoencoder(config: BaseModelConfig) -> tuple[PatchAutoencoder, dict[str, float]]:
     """Fit the patch PCA and measure it on people of the validation split."""
     autoencoder = PatchAutoencoder(latent_channels=config.latent_channels)
-    autoencoder.fit(random_pictures(1024, seed=3, px=config.picture_px)[2])
+    autoencoder.fit(random_pictures(1024, seed=3, px=config.picture_px, jitter=1.0)[2])
     pictures = random_pictures(256, seed=4, split="validation", px=config.picture_px)[2]
     with torch.no_grad():
         latents = autoencoder.encode(pictures).latent_dist.mode()  # (B, C, h, w)

@@ -33,6 +33,9 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 JITTER = ("yaw", "pitch", "roll", "shift_x", "shift_y", "zoom", "strength", "gaze", "tint", "level")
 """Continuous nuisance inside each class, each in [-1, 1]."""
 
+STUDIO = 0.3
+"""Default jitter: portraits of a studio. No prompt names jitter, and a base model this small blurs over it."""
+
 PROMPT_START = "a photo of a person"
 
 
@@ -78,17 +81,18 @@ def cat_scenes(scenes: list[Scene]) -> Scene:
     return Scene(*(torch.cat([getattr(s, field.name) for s in scenes]) for field in fields(Scene)))
 
 
-def sample_scenes(count: int, seed: int) -> Scene:
+def sample_scenes(count: int, seed: int, jitter: float = STUDIO) -> Scene:
     """Random scenes: every class equally likely, jitter uniform.
 
     Args:
         count: number of pictures B.
         seed: the same seed gives the same scenes.
+        jitter: largest jitter; 1 is the whole range, for networks that have to bear anything.
     """
     generator = np.random.default_rng([seed, 0x5CE9E])
     classes = [torch.from_numpy(generator.integers(0, len(words), count)) for words in ATTRIBUTES.values()]
-    jitter = torch.from_numpy(generator.uniform(-1.0, 1.0, (count, len(JITTER)))).float()  # (B, J)
-    return Scene(*classes, jitter=jitter)
+    shifts = torch.from_numpy(generator.uniform(-1.0, 1.0, (count, len(JITTER)))).float()  # (B, J)
+    return Scene(*classes, jitter=jitter * shifts)
 
 
 def scene_for(count: int = 1, seed: int | None = None, **attributes: str) -> Scene:
