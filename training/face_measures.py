@@ -42,6 +42,7 @@ def verification(embedding: Tensor, false_positive_rate: float = 1e-3) -> dict[s
         "threshold": threshold.item(),
         "same": same.mean().item(),
         "different": different.mean().item(),
+        "dimensions": 1.0 / different.square().mean().item(),
     }
 
 

@@ -29,7 +29,7 @@ from difflora.synthetic.recognisers import (
 
 from .face_data import Pool, compose, degrade, load_pool, shake
 from .face_export import export_detector, export_recogniser
-from .face_losses import angular_margin_loss, detector_loss
+from .face_losses import angular_margin_loss, detector_loss, spread_loss
 from .face_measures import measure_detector, measure_recogniser
 from .steps import StepsConfig, run_steps, write_measures
 
@@ -42,9 +42,9 @@ PACK = Path("face_pack") / "models" / "synthetic"
 """In the weights folder: insightface finds it with root=face_pack, name=synthetic."""
 PRESETS = {
     "attributes": StepsConfig(num_steps=1200, batch=64, learning_rate=3e-3, seed=3),
-    "evaluation_recogniser": StepsConfig(num_steps=800, batch=48, learning_rate=2e-3, seed=2),
-    "recogniser": StepsConfig(num_steps=800, batch=48, learning_rate=2e-3, seed=1),
-    "detector": StepsConfig(num_steps=1500, batch=24, learning_rate=2e-3, seed=4),
+    "evaluation_recogniser": StepsConfig(num_steps=1500, batch=48, learning_rate=3e-3, seed=2),
+    "recogniser": StepsConfig(num_steps=1500, batch=48, learning_rate=3e-3, seed=1),
+    "detector": StepsConfig(num_steps=1000, batch=20, learning_rate=2e-3, seed=4),
 }
 """Stage -> how it trains. The batch counts people for the recognisers, canvases for the detector, else
 pictures."""
@@ -52,9 +52,12 @@ ATTRIBUTE_WEIGHT = {"expression": 4.0}
 """The others are learned within a hundred steps."""
 LANDMARK_JITTER = 0.5
 """Standard deviation in pixels of a 64 px picture: about what the detector is off by."""
-TRAIT_WEIGHT = 2.0
-"""Of the auxiliary loss that reads the traits off the embedding: it teaches all of identity, not just what
-tells a batch of people apart."""
+MARGIN = 0.35
+"""Radians between pictures of one person and of others, reached after 40 % of the steps."""
+SPREAD_WEIGHT = 4.0
+TRAIT_WEIGHT = 15.0
+"""Of reading the traits off the embedding. The margin alone is learned from skin and hair, not from shapes
+of eyes, nose and mouth, which tell few people of a batch apart: see training/LOG.md."""
 
 
 def _pools(out: Path) -> tuple[Pool, Pool]:
@@ -107,7 +110,6 @@ class _WithTraits(nn.Module):
     def __init__(self, recogniser: nn.Module, width: int) -> None:
         super().__init__()
         self.recogniser = recogniser
-        self.norm = nn.BatchNorm1d(width)
         self.traits = nn.Linear(width, NUM_TRAITS)
 
     def loss(self, inputs: Tensor, traits: Tensor, progress: float) -> Tensor:
@@ -115,9 +117,10 @@ class _WithTraits(nn.Module):
         embedding = functional.normalize(self.recogniser(inputs), dim=-1)  # (2 P, E)
         first, second = embedding.chunk(2)  # (P, E) twice
         # A margin from the start keeps the loss at the plateau of equal embeddings.
-        margin = 0.35 * min(progress * 2.5, 1.0)
+        margin = MARGIN * min(progress * 2.5, 1.0)
         identity = angular_margin_loss(first, second, margin=margin, scale=24.0)
-        return identity + TRAIT_WEIGHT * functional.mse_loss(self.traits(self.norm(embedding)), traits)
+        reading = functional.mse_loss(self.traits(embedding), traits)
+        return identity + SPREAD_WEIGHT * spread_loss(first, second) + TRAIT_WEIGHT * reading
 
 
 def _jittered(landmarks: Tensor, generator: torch.Generator, pixels: float = LANDMARK_JITTER) -> Tensor:

@@ -87,8 +87,8 @@ class RecogniserConfig:
     GroupNorm.
     """
 
-    channels: tuple[int, ...] = (32, 64, 96, 96, 160, 160, 224)
-    strides: tuple[int, ...] = (4, 1, 2, 1, 2, 1, 2)
+    channels: tuple[int, ...] = (32, 64, 128, 128, 192)
+    strides: tuple[int, ...] = (4, 2, 2, 1, 2)
     squeeze: int = 96
     width: int = 512
 
@@ -135,27 +135,21 @@ class Recogniser(nn.Module):
 class EvaluationRecogniserConfig:
     """A residual net over the whole picture: channels after each halving, and the embedding width."""
 
-    channels: tuple[int, ...] = (40, 80, 128, 192)
+    channels: tuple[int, ...] = (32, 64, 128, 192)
     width: int = 256
 
 
 class _Residual(nn.Module):
-    """Halve the resolution with a convolution, then add one residual pair."""
+    """A convolution beside the identity."""
 
-    def __init__(self, before: int, channels: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.down = nn.Sequential(nn.Conv2d(before, channels, 4, 2, 1, bias=False), nn.BatchNorm2d(channels))
-        self.pair = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, groups=8, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, 1, bias=False),
-            nn.BatchNorm2d(channels),
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        x = functional.silu(self.down(x))  # (B, channels, H / 2, W / 2)
-        return functional.silu(x + self.pair(x))  # (B, channels, H / 2, W / 2)
+        return functional.leaky_relu(x + self.body(x), 0.1)  # (B, channels, H, W)
 
 
 class EvaluationRecogniser(nn.Module):
@@ -168,11 +162,20 @@ class EvaluationRecogniser(nn.Module):
     """
 
     def __init__(self, config: EvaluationRecogniserConfig) -> None:
-        """Build a residual stage per halving."""
+        """Halve the resolution several times; from the third time on add a residual layer each."""
         super().__init__()
         self.config = config
-        widths = (3, *config.channels)
-        self.body = nn.Sequential(*(_Residual(a, b) for a, b in pairwise(widths)))
+        layers: list[nn.Module] = []
+        for depth, (before, channels) in enumerate(pairwise((3, *config.channels))):
+            kernel = 5 if depth == 0 else 3
+            layers += [
+                nn.Conv2d(before, channels, kernel, 2, kernel // 2, bias=False),
+                nn.BatchNorm2d(channels),
+                nn.LeakyReLU(0.1, inplace=True),
+            ]
+            if depth >= 2:
+                layers.append(_Residual(channels))
+        self.body = nn.Sequential(*layers)
         side = PICTURE_PX // 2 ** len(config.channels)
         self.out = nn.Linear(config.channels[-1] * side * side, config.width)
 

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from difflora.synthetic.detector import ANCHORS, STRIDES, anchors
 from training.face_data import Canvases, assign
-from training.face_losses import angular_margin_loss, detector_loss, generalised_iou
+from training.face_losses import angular_margin_loss, detector_loss, generalised_iou, spread_loss
 
 
 def test_without_margin_it_is_cross_entropy(generator: torch.Generator) -> None:
@@ -30,6 +30,12 @@ def test_the_margin_is_an_angle() -> None:
     torch.testing.assert_close(
         angular_margin_loss(first, second, margin=0.2, scale=1.0), torch.tensor(sum(terms) / 2)
     )
+
+
+def test_spread_is_the_mean_square_of_different_people() -> None:
+    first, second = torch.eye(3)[:2], torch.eye(3)[[0, 2]]
+    assert spread_loss(first, second).item() == 0.0
+    assert spread_loss(first, first[[0, 0]]).item() == 0.5  # person 1's second picture looks like person 0
 
 
 def test_giou_of_known_boxes() -> None:

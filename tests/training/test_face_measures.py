@@ -7,10 +7,12 @@ from training.face_measures import verification
 
 
 def test_perfect_and_useless_embeddings(generator: torch.Generator) -> None:
-    perfect = torch.eye(20)[:, None].expand(20, 3, 20)
+    perfect = functional.normalize(torch.eye(20) - 0.05, dim=-1)[:, None].expand(20, 3, 20)
     measures = verification(perfect)
     assert measures["true_positive_rate"] == 1.0
-    assert measures["same"] == 1.0 and measures["different"] == 0.0
+    torch.testing.assert_close(measures["same"], 1.0)
+    torch.testing.assert_close(measures["different"], -1 / 19)  # the corners of a simplex
+    torch.testing.assert_close(measures["dimensions"], 19.0**2, rtol=1e-4, atol=0)
     noise = functional.normalize(torch.randn(60, 4, 16, generator=generator), dim=-1)
     assert verification(noise, 0.1)["true_positive_rate"] < 0.2
 
