@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import DiffLoRAError
 
 USER_ERROR = 2
+LONGEST_ERROR = 600
+"""Characters; what other libraries say about a damaged file can fill pages."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -80,6 +83,13 @@ def personalize(args: argparse.Namespace) -> None:
     print(f"wrote {args.out}: for {base_model}, best at strength {strength:g}")
 
 
+def hide_loading_bars() -> None:
+    """Keep transformers from drawing a bar for every folder of half a megabyte."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def choose_device(name: str) -> str:
     """A device that torch has.
 
@@ -109,9 +119,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(arguments)
     try:
+        hide_loading_bars()
         {"demo": demo, "personalize": personalize}[args.command](args)
     except (DiffLoRAError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(textwrap.shorten(f"error: {error}", LONGEST_ERROR, placeholder=" ..."), file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -17,14 +17,14 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import torch
+if not __package__:  # run as a file: the repository root takes the place of this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from torch import Tensor
 
 from difflora.base_model import BaseModel
-from difflora.checkpoint import load_checkpoint, save_checkpoint
 from difflora.errors import DiffLoRAError
 from difflora.files import atomic_save, load_safetensors, save_safetensors
 from difflora.model import EMBEDDED_CHECKPOINT, DiffLoRA
@@ -72,7 +72,7 @@ def make_jobs(
             result = options.run / "results" / f"{split}-{row}-{strength:g}-{digest}.safetensors"
             jobs[row][strength] = Job(
                 row, split, strength, people, options.prompts, options.picture_steps, seed,
-                options.checkpoint, options.base_model, options.device, path, result,
+                options.checkpoint, options.base, options.device, options.face_pack, path, result,
             )  # fmt: skip
     return jobs
 
@@ -129,23 +129,26 @@ def best_similarity(
 
 def evaluate(options: argparse.Namespace, command: str) -> None:
     """Validation, choice of strengths, test, report."""
-    model = DiffLoRA.load(options.checkpoint, device=options.device)
-    base = BaseModel.load(options.base_model, options.device)
-    fingerprint = base.fingerprint + digest_of(world.EVALUATION_RECOGNISER, world.ATTRIBUTE_CLASSIFIER)
-    library = load_library(options.loras)
+    model = DiffLoRA.load(options.checkpoint, options.face_pack, world.IMAGE_ENCODER, options.device)
+    base = BaseModel.load(options.base, options.device)
+    faces = sorted(face_models(model)[0].folder.glob("*.onnx"))
+    fingerprints = {  # who draws and who judges
+        "validation": base.fingerprint + digest_of(*faces, world.ATTRIBUTE_CLASSIFIER),
+        "test": base.fingerprint + digest_of(world.EVALUATION_RECOGNISER, world.ATTRIBUTE_CLASSIFIER),
+    }
+    library = load_library(options.library)
     check_same_library(library, model)
     trained = {
-        split: loras_of(load_library(options.loras, split), model, count, split)
+        split: loras_of(load_library(options.library, split), model, count, split)
         for split, count in (("validation", options.validation_people), ("test", options.people))
     }
     say(f"controls from {len(library.people)} LoRAs")
-    key = digest_of(*sorted(face_models(model)[0].folder.glob("*.onnx")))
-    features, valid = cached_library_features(model, library.people.tolist(), options.run, key)
+    features, valid = cached_library_features(model, library.people.tolist(), options.run, digest_of(*faces))
     controls = Controls(library, features, valid, model.checkpoint.networks.config.mif.face_width)
 
     panel, _ = open_panel(model, "validation", options.validation_people, options.prompts)
     rows, _ = all_rows(model, controls, panel, trained["validation"], options.seed)
-    curves = measure_split("validation", {BASE_ROW: None, **rows}, options, fingerprint)
+    curves = measure_split("validation", {BASE_ROW: None, **rows}, options, fingerprints["validation"])
     strengths, regulariser = choose(curves)
     say(f"chosen on validation people: regulariser {regulariser:g}, strengths {strengths}")
 
@@ -153,7 +156,8 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
     rows, seconds = all_rows(model, controls, panel, trained["test"], options.seed)
     rows["ridge"], seconds["ridge"] = rows[ridge_name(regulariser)], seconds[ridge_name(regulariser)]
     rows = {name: flat for name, flat in rows.items() if not name.startswith("ridge_")}
-    curves = measure_split("test", {BASE_ROW: None, TRUE_ROW: None, **rows}, options, fingerprint)
+    rows = {BASE_ROW: None, TRUE_ROW: None, **rows}
+    curves = measure_split("test", rows, options, fingerprints["test"])
     for name in ("nearest_lora", "ridge", "difflora_1", "difflora_4"):
         seconds[name] += encoding_seconds
 
@@ -171,8 +175,6 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
     sheet = draw_sheet(panel.photos, panel.scenes.phrases(), chosen)
     atomic_save(options.out / "images" / "evaluation.png", sheet.save)
     write_report(report, options.out, options.readme)
-    if options.recommend:
-        recommend(options.checkpoint, strengths["difflora_1"])
 
 
 def digest_of(*paths: Path) -> str:
@@ -183,22 +185,13 @@ def digest_of(*paths: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def recommend(path: Path, strength: float) -> None:
-    """Write the strength that validation people chose into the checkpoint: demo and nodes start from it."""
-    checkpoint = load_checkpoint(path)
-    half = any(tensor.dtype == torch.float16 for tensor in load_safetensors(path)[0].values())
-    recommended = replace(checkpoint.recommended, strength=strength)
-    dtype = torch.float16 if half else torch.float32
-    save_checkpoint(path, replace(checkpoint, recommended=recommended), dtype)
-    say(f"{path} now recommends strength {strength:g}")
-
-
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, default=EMBEDDED_CHECKPOINT, help="of DiffLoRA")
-    parser.add_argument("--base-model", type=Path, default=world.BASE_MODEL, help="pipeline folder")
-    parser.add_argument("--loras", type=Path, default=Path("runs/loras"), help="library by make_loras")
+    parser.add_argument("--face-pack", type=Path, default=world.FACE_PACK, help="of the checkpoint")
+    parser.add_argument("--base", type=Path, default=world.BASE_MODEL, help="pipeline folder")
+    parser.add_argument("--library", type=Path, default=Path("runs/loras"), help="library by make_loras")
     parser.add_argument("--run", type=Path, default=Path("runs/evaluation"), help="folder of measurements")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the report")
     parser.add_argument("--readme", type=Path, help="README whose table to renew, e.g. README.md")
@@ -210,7 +203,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes, each with one thread")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--recommend", action="store_true", help="write the strength into the checkpoint")
     return parser.parse_args(arguments)
 
 

@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,19 +20,23 @@ from difflora.base_model import BaseModel
 from difflora.batched import batched_lora
 from difflora.checkpoint import load_checkpoint
 from difflora.diffusion import draw_noise
+from difflora.errors import NoFaceError
+from difflora.faces import FaceAnalyzer
 from difflora.files import load_safetensors
-from difflora.synthetic.judge import Judge
+from difflora.synthetic.judge import Judge, mean_embeddings
 from difflora.synthetic.people import sample_people
 from difflora.synthetic.renderer import render
 from difflora.synthetic.scenes import sample_scenes
 from training.common import progress_bar
-from training.evaluation_rows import prompt_scenes
+from training.evaluation_rows import as_arrays, prompt_scenes
 from training.evaluation_scores import Measurement
 
 BASE_ROW, TRUE_ROW = "base_model", "true_renders"
 PEOPLE_AT_ONCE = 8
 TRUE_SEED = 900_000
 """Scenes' jitter of the true renders that mark the ceiling."""
+EMBEDDING_WIDTH = 512
+"""Of every insightface recogniser."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class Job:
         checkpoint: for the layout and the shared `lora_down`.
         base_model: pipeline folder.
         device: where the networks run.
+        face_pack: of the checkpoint.
         weights: file with the row's flat weights; None without a LoRA.
         result: file for the measurement.
     """
@@ -63,8 +69,48 @@ class Job:
     checkpoint: Path
     base_model: Path
     device: str
+    face_pack: Path
     weights: Path | None
     result: Path
+
+
+class Likeness(Protocol):
+    """What measures identity similarity; `Judge` is one."""
+
+    def targets(self, traits: Tensor) -> Tensor:
+        """People (B, traits) -> what they look like (B, E), unit rows."""
+
+    def similarity(self, pictures: Tensor, targets: Tensor) -> Tensor:
+        """Pictures (B, K, 3, H, W) in [-1, 1], targets (B, E) -> cosine (B, K)."""
+
+
+@dataclass(frozen=True)
+class ConditioningLikeness:
+    """Identity similarity by the recogniser that conditions.
+
+    Settings are chosen with this one, on validation people: the evaluation recogniser selects nothing.
+    """
+
+    face_analyzer: FaceAnalyzer
+
+    def targets(self, traits: Tensor) -> Tensor:
+        """See `Likeness`."""
+        return mean_embeddings(traits, self.embed)  # (B, 512)
+
+    def similarity(self, pictures: Tensor, targets: Tensor) -> Tensor:
+        """See `Likeness`; a picture in which no face is found counts 0."""
+        embedding = self.embed(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2])  # (B, K, 512)
+        return (embedding * targets[:, None]).sum(dim=-1)  # (B, K)
+
+    def embed(self, pictures: Tensor) -> Tensor:
+        """Pictures (n, 3, H, W) in [-1, 1] -> unit embeddings (n, 512), zero where no face is found."""
+        embeddings = torch.zeros(len(pictures), EMBEDDING_WIDTH)
+        try:
+            found, reports = self.face_analyzer.analyze(as_arrays(pictures), on_missing="skip")
+        except NoFaceError:  # in none of them
+            return embeddings
+        embeddings[[report.photo for report in reports if report.used]] = found
+        return embeddings
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,15 +119,23 @@ class Studio:
 
     base: BaseModel
     judge: Judge
+    likeness: Mapping[str, Likeness]  # split -> who measures
     targets: Mapping[str, Tensor]  # split -> (B, E)
 
     @classmethod
     def open(cls, jobs: Sequence[Job]) -> Studio:
         """Load what these jobs need."""
         judge = Judge.load()
-        sizes = {job.split: job.people for job in jobs}
-        targets = {split: judge.targets(sample_people(split, 0, count)) for split, count in sizes.items()}
-        return cls(BaseModel.load(jobs[0].base_model, jobs[0].device), judge, targets)
+        likeness: dict[str, Likeness] = {}
+        targets = {}
+        for job in jobs:
+            if job.split not in likeness:
+                own: Likeness = judge
+                if job.split == "validation":
+                    own = ConditioningLikeness(FaceAnalyzer(job.face_pack))
+                likeness[job.split] = own
+                targets[job.split] = own.targets(sample_people(job.split, 0, job.people))  # (B, E)
+        return cls(BaseModel.load(jobs[0].base_model, jobs[0].device), judge, likeness, targets)
 
     def measure(self, job: Job) -> None:
         """Draw the pictures of a job, judge them, write the result."""
@@ -92,7 +146,7 @@ class Studio:
             pictures = draw_people(self.base, job, self.base.encode_prompts(scenes.prompts()))
         shown = torch.stack([own[index % job.prompts] for index, own in enumerate(pictures)])  # (B, 3, H, W)
         Measurement(
-            self.judge.similarity(pictures, self.targets[job.split]),
+            self.likeness[job.split].similarity(pictures, self.targets[job.split]),
             self.judge.prompt_accuracy(pictures, scenes),
             ((shown + 1) * 127.5).round().clamp(0, 255).byte(),
         ).save(job.result)

@@ -53,8 +53,9 @@ Written by `{command}`, with [evaluation.json](evaluation.json): every number co
   are noisy, so that this can exceed 100 %.
 - *Prompt accuracy*: part of the prompt's attributes (expression, pose, accessory, light, background, clothes)
   that a classifier finds in the picture.
-- *Strength*: the most alike on validation people, who are in neither training nor test, among those that cost
-  at most {loss:.0%} of prompt accuracy. The regulariser of ridge regression is chosen the same way.
+- *Strength*: the most alike on validation people, who are in neither training nor test, by the conditioning
+  recogniser (the evaluation recogniser selects nothing), among those that cost at most {loss:.0%} of prompt
+  accuracy. The regulariser of ridge regression is chosen the same way.
 - All rows share prompts and noise. Nearest, ridge and DiffLoRA-one-photo see the same photo.
 
 ![Test people in rows, methods in columns](images/evaluation.png)

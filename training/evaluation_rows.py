@@ -237,11 +237,11 @@ def check_same_library(library: Library, model: DiffLoRA) -> None:
     if library.layout.fingerprint != model.layout.fingerprint:
         raise CheckpointError(
             f"the library has the layout {library.layout.fingerprint}, not {model.layout.fingerprint}: "
-            "give the library that it was trained on (--loras)"
+            "give the library that it was trained on (--library)"
         )
     own = model.shared_down or {}
     for name, down in library.shared_down.items():
         if not torch.allclose(own[name].cpu(), down, atol=1e-5):
             raise CheckpointError(
-                "the library's lora_down is not the checkpoint's: give the checkpoint's library (--loras)"
+                "the library's lora_down is not the checkpoint's: give the checkpoint's library (--library)"
             )

@@ -6,6 +6,7 @@ Letters: B people, K pictures of each, E embedding width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,24 @@ NUM_TARGET_RENDERS = 16
 """True pictures whose mean embedding stands for a person: one alone would reward copying its pose."""
 TARGET_SEED = 77_001
 """Scenes of those pictures; reference photos come from other seeds."""
+
+
+def mean_embeddings(traits: Tensor, embed: Callable[[Tensor], Tensor]) -> Tensor:
+    """What people look like to a recogniser: the normalised mean embedding of true renders.
+
+    Args:
+        traits: (B, traits).
+        embed: pictures (n, 3, 64, 64) in [-1, 1] -> embeddings (n, E).
+
+    Returns:
+        (B, E) rows of unit length.
+    """
+    scenes = sample_scenes(NUM_TARGET_RENDERS, TARGET_SEED)
+    means = []
+    for person in traits:
+        pictures = render(person.expand(len(scenes), -1), scenes).pictures * 2 - 1  # (n, 3, 64, 64)
+        means.append(embed(pictures).mean(dim=0))  # (E,)
+    return functional.normalize(torch.stack(means), dim=-1)  # (B, E)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +60,7 @@ class Judge:
 
     @torch.no_grad()
     def targets(self, traits: Tensor) -> Tensor:
-        """What people look like to the recogniser: the normalised mean embedding of true renders.
+        """What people look like to the evaluation recogniser, see `mean_embeddings`.
 
         Args:
             traits: (B, traits).
@@ -49,12 +68,7 @@ class Judge:
         Returns:
             (B, E) rows of unit length.
         """
-        scenes = sample_scenes(NUM_TARGET_RENDERS, TARGET_SEED)
-        means = []
-        for person in traits:
-            pictures = render(person.expand(len(scenes), -1), scenes).pictures * 2 - 1  # (renders, 3, 64, 64)
-            means.append(self.recogniser(pictures).mean(dim=0))  # (E,)
-        return functional.normalize(torch.stack(means), dim=-1)  # (B, E)
+        return mean_embeddings(traits, self.recogniser)  # (B, E)
 
     @torch.no_grad()
     def similarity(self, pictures: Tensor, targets: Tensor) -> Tensor:
