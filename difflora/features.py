@@ -93,6 +93,11 @@ class ImageEncoder:
         self.width: int = model.config.projection_dim
         """Feature width C."""
 
+    @property
+    def network(self) -> torch.nn.Module:
+        """The tower. A host may move it between devices; `encode` follows."""
+        return self._model
+
     @torch.no_grad()
     def encode(self, photos: Sequence[np.ndarray]) -> Tensor:
         """Encode pictures, each squeezed to the square that the tower was trained on.

@@ -125,7 +125,10 @@ class DiffLoRA:
     @property
     def networks(self) -> Mapping[str, nn.Module]:
         """What a host may move between devices; the model follows."""
-        return {"difflora": self.checkpoint.networks}
+        networks: dict[str, nn.Module] = {"difflora": self.checkpoint.networks}
+        if self.image_encoder is not None:
+            networks["image_encoder"] = self.image_encoder.network
+        return networks
 
     def encode(self, photos: Photo | Sequence[Photo], progress: Progress | None = None) -> IdentityFeatures:
         """Features of one person.
