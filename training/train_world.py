@@ -15,6 +15,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file: python training/train_world.py
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from difflora.synthetic.world import BASE_MODEL
 from training.common import say
 from training.world_base import train_base_model
 from training.world_clip import train_image_encoder
@@ -55,7 +56,7 @@ def main() -> None:
         config = dataclasses.replace(config, pictures=arguments.pictures)
     if "base_model" in arguments.stage:
         measures = train_base_model(arguments.out / "base_model", config, arguments.device)
-        install(arguments.out / "base_model" / "base_model", arguments.weights / "base_model")
+        install(arguments.out / "base_model" / "base_model", arguments.weights / BASE_MODEL.name)
         say(f"picture autoencoder: {json.dumps(measures)}")
     if "image_encoder" in arguments.stage:
         base_model = arguments.out / "base_model" / "base_model"

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 WEIGHTS = Path(__file__).parent / "weights"
-BASE_MODEL = WEIGHTS / "base_model"
-"""A diffusers ``StableDiffusionPipeline`` folder."""
+BASE_MODEL = WEIGHTS / "synthetic_base"
+"""A diffusers ``StableDiffusionPipeline`` folder; its name is the base model's name in files."""
 FACE_PACK = WEIGHTS / "face_pack" / "models" / "synthetic"
 """A model pack for insightface's ``FaceAnalysis(name="synthetic", root=FACE_PACK.parents[1])``."""
 IMAGE_ENCODER = WEIGHTS / "image_encoder"
