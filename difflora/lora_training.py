@@ -40,9 +40,9 @@ class LoraTrainingConfig:
         precision: "float32", or the autocast dtype "bfloat16" / "float16".
     """
 
-    num_steps: int = 120
+    num_steps: int = 60
     pictures_per_step: int = 4
-    learning_rate: float = 3e-2
+    learning_rate: float = 6e-2
     warmup: float = 0.05
     weight_decay: float = 0.0
     average_from: float = 0.6

@@ -203,7 +203,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--photos", type=Path, help="one folder of photos per person, instead of rendered people"
     )
     parser.add_argument("--split", choices=SPLITS, default="train", help="which rendered people")
-    parser.add_argument("--people", type=int, default=512, help="how many people (with --photos: at most)")
+    parser.add_argument("--people", type=int, default=320, help="how many people (with --photos: at most)")
     parser.add_argument("--pictures", type=int, default=24, help="pictures of each person")
     parser.add_argument("--batch", type=int, default=16, help="people trained at once, one shard")
     parser.add_argument("--steps", type=int, default=defaults.num_steps, help="steps per batch of people")
@@ -220,10 +220,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument(
-        "--down", choices=("random", "learned"), default="random", help="the shared lora_down"
+        "--down", choices=("random", "learned"), default="learned", help="the shared lora_down"
     )
     parser.add_argument("--down-people", type=int, default=16, help="people that learn the shared lora_down")
-    parser.add_argument("--down-steps", type=int, default=120)
+    parser.add_argument("--down-steps", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0, help="of scenes, noise and lora_down")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes, each with one thread")

@@ -148,7 +148,9 @@ PRESETS = {
             LaeConfig(latent_tokens=16, latent_channels=16, token_size=512, token_width=32, width=128),
             MifConfig(width=128),
             DitConfig(latent_tokens=16, latent_channels=16, condition_width=128, width=128, depth=4),
-        )
+        ),
+        LaeTrainingConfig(num_steps=800),
+        DitTrainingConfig(num_steps=1400, batch_size=32, image_loss_from=400, pool_people=1500),
     ),
     # the embedded world on a GPU
     "synthetic-gpu": Preset(
