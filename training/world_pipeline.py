@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from difflora.files import atomic_save
+from difflora.files import atomic_save, load_safetensors, save_safetensors
 from difflora.picture_autoencoder import PatchAutoencoder
 from difflora.synthetic.captions import vocabulary
 from difflora.synthetic.people import NUM_TRAITS, sample_people
@@ -199,6 +199,31 @@ def save_pipeline(
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
+    serve_older_transformers(folder)
+
+
+def serve_older_transformers(folder: Path) -> None:
+    """Make a pipeline folder that transformers 5 wrote readable by transformers 4 as well.
+
+    Version 4 reads a CLIP tokenizer from ``vocab.json`` and ``merges.txt`` only. Without the ``text_model.``
+    prefix it finds none of the text encoder's weights and, with only a warning, starts from random ones.
+
+    Args:
+        folder: a pipeline folder; a second call changes nothing.
+    """
+    model = json.loads((folder / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    for name, text in (
+        ("vocab.json", json.dumps(model["vocab"], ensure_ascii=False)),
+        ("merges.txt", "\n".join(["#version: 0.2", *merges, ""])),
+    ):
+        atomic_save(
+            folder / "tokenizer" / name, lambda path, text=text: path.write_text(text, encoding="utf-8")
+        )
+    path = folder / "text_encoder" / "model.safetensors"
+    weights, metadata = load_safetensors(path)
+    prefix = "text_model."
+    save_safetensors(path, {prefix + name.removeprefix(prefix): w for name, w in weights.items()}, metadata)
 
 
 def install(source: Path, destination: Path) -> None:
