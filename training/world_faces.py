@@ -42,7 +42,7 @@ PACK = Path("face_pack") / "models" / "synthetic"
 """In the weights folder: insightface finds it with root=face_pack, name=synthetic."""
 PRESETS = {
     "attributes": StepsConfig(num_steps=1200, batch=64, learning_rate=3e-3, seed=3),
-    "evaluation_recogniser": StepsConfig(num_steps=1500, batch=48, learning_rate=3e-3, seed=2),
+    "evaluation_recogniser": StepsConfig(num_steps=1000, batch=48, learning_rate=3e-3, seed=2),
     "recogniser": StepsConfig(num_steps=1500, batch=48, learning_rate=3e-3, seed=1),
     "detector": StepsConfig(num_steps=1000, batch=20, learning_rate=2e-3, seed=4),
 }
@@ -80,7 +80,7 @@ def train_attributes(
     """
     train, held_out = _pools(out)
     torch.manual_seed(config.seed)
-    model = AttributeClassifier(AttributeConfig()).to(device, memory_format=torch.channels_last)
+    model = AttributeClassifier(AttributeConfig(depth=2)).to(device, memory_format=torch.channels_last)
 
     def step(generator: torch.Generator, _: float) -> Tensor:
         index = torch.randint(len(train), (config.batch,), generator=generator)

@@ -21,11 +21,20 @@ from .scenes import ATTRIBUTES, Scene
 
 @dataclass(frozen=True)
 class AttributeConfig:
-    """Channels after each halving, width of the layer that all heads share, classes of each attribute."""
+    """Shape of the classifier.
+
+    Args:
+        channels: after each halving.
+        width: of the layer that all heads share.
+        classes: name of each attribute and how many classes it has.
+        depth: convolutions per resolution. A second one is for the mouth: sad and neutral ones
+            differ by two pixels.
+    """
 
     channels: tuple[int, ...] = (32, 64, 96, 128)
     width: int = 192
     classes: tuple[tuple[str, int], ...] = tuple((name, len(words)) for name, words in ATTRIBUTES.items())
+    depth: int = 1
 
 
 def _convolution(before: int, channels: int, stride: int) -> list[nn.Module]:
@@ -49,8 +58,9 @@ class AttributeClassifier(nn.Module):
         self.config = config
         layers: list[nn.Module] = []
         for before, channels in pairwise((3, *config.channels)):
-            # The second layer is for the mouth: a sad one differs from a neutral one by two pixels.
-            layers += [*_convolution(before, channels, 2), *_convolution(channels, channels, 1)]
+            layers += _convolution(before, channels, 2)
+            for _ in range(config.depth - 1):
+                layers += _convolution(channels, channels, 1)
         side = PICTURE_PX // 2 ** len(config.channels)
         layers += [
             nn.Flatten(),

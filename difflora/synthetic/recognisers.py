@@ -135,21 +135,27 @@ class Recogniser(nn.Module):
 class EvaluationRecogniserConfig:
     """A residual net over the whole picture: channels after each halving, and the embedding width."""
 
-    channels: tuple[int, ...] = (32, 64, 128, 192)
+    channels: tuple[int, ...] = (40, 80, 128, 192)
     width: int = 256
 
 
 class _Residual(nn.Module):
-    """A convolution beside the identity."""
+    """Halve the resolution with a convolution, then add one residual pair."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, before: int, channels: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+        self.down = nn.Sequential(nn.Conv2d(before, channels, 4, 2, 1, bias=False), nn.BatchNorm2d(channels))
+        self.pair = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, groups=8, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 1, bias=False),
+            nn.BatchNorm2d(channels),
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.leaky_relu(x + self.body(x), 0.1)  # (B, channels, H, W)
+        x = functional.silu(self.down(x))  # (B, channels, H / 2, W / 2)
+        return functional.silu(x + self.pair(x))  # (B, channels, H / 2, W / 2)
 
 
 class EvaluationRecogniser(nn.Module):
@@ -162,20 +168,11 @@ class EvaluationRecogniser(nn.Module):
     """
 
     def __init__(self, config: EvaluationRecogniserConfig) -> None:
-        """Halve the resolution several times; from the third time on add a residual layer each."""
+        """Build a residual stage per halving."""
         super().__init__()
         self.config = config
-        layers: list[nn.Module] = []
-        for depth, (before, channels) in enumerate(pairwise((3, *config.channels))):
-            kernel = 5 if depth == 0 else 3
-            layers += [
-                nn.Conv2d(before, channels, kernel, 2, kernel // 2, bias=False),
-                nn.BatchNorm2d(channels),
-                nn.LeakyReLU(0.1, inplace=True),
-            ]
-            if depth >= 2:
-                layers.append(_Residual(channels))
-        self.body = nn.Sequential(*layers)
+        widths = (3, *config.channels)
+        self.body = nn.Sequential(*(_Residual(a, b) for a, b in pairwise(widths)))
         side = PICTURE_PX // 2 ** len(config.channels)
         self.out = nn.Linear(config.channels[-1] * side * side, config.width)
 
