@@ -14,6 +14,9 @@ from torch import Tensor
 
 from .errors import LayoutError
 
+SMALLEST_VARIANCE = 1e-6
+"""Of the largest: what is less is rounding in float32, and dividing by it would blow it up."""
+
 
 def mean_lora(library: Tensor) -> Tensor:
     """The LoRA of nobody in particular.
@@ -62,7 +65,8 @@ class PrincipalComponents:
 
         Args:
             library: (n, P).
-            num_components: Q < n; n centred LoRAs span n - 1 directions.
+            num_components: Q < n; n centred LoRAs span n - 1 directions. Those in which they hardly differ
+                are left out, so that Q can turn out smaller.
 
         Raises:
             LayoutError: more components than the library can have.
@@ -76,7 +80,8 @@ class PrincipalComponents:
         centred = library - mean  # (n, P)
         squares, left = torch.linalg.eigh(centred @ centred.mT)  # (n,) ascending, (n, n)
         squares, left = squares.flip(0)[:num_components], left.flip(1)[:, :num_components]  # (Q,), (n, Q)
-        return cls(mean, (left.mT @ centred) / squares.clamp_min(1e-12).sqrt()[:, None])  # (Q, P)
+        real = squares > SMALLEST_VARIANCE * squares[0]  # (Q,)
+        return cls(mean, (left.mT @ centred)[real] / squares[real].sqrt()[:, None])  # (Q, P)
 
     def project(self, flat_weights: Tensor) -> Tensor:
         """Coefficients: (B, P) -> (B, Q)."""

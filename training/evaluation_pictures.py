@@ -8,7 +8,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +23,7 @@ from difflora.diffusion import draw_noise
 from difflora.errors import NoFaceError
 from difflora.faces import FaceAnalyzer
 from difflora.files import load_safetensors
+from difflora.layout import LoraLayout, SharedDown
 from difflora.synthetic.judge import Judge, mean_embeddings
 from difflora.synthetic.people import sample_people
 from difflora.synthetic.renderer import render
@@ -140,10 +141,8 @@ class Studio:
     def measure(self, job: Job) -> None:
         """Draw the pictures of a job, judge them, write the result."""
         scenes = prompt_scenes(job.split, job.prompts)
-        if job.row == TRUE_ROW:
-            pictures = true_pictures(job)  # (B, K, 3, H, W)
-        else:
-            pictures = draw_people(self.base, job, self.base.encode_prompts(scenes.prompts()))
+        true = job.row == TRUE_ROW
+        pictures = true_pictures(job) if true else self.draw(job, scenes.prompts())  # (B, K, 3, H, W)
         shown = torch.stack([own[index % job.prompts] for index, own in enumerate(pictures)])  # (B, 3, H, W)
         Measurement(
             self.likeness[job.split].similarity(pictures, self.targets[job.split]),
@@ -151,26 +150,56 @@ class Studio:
             ((shown + 1) * 127.5).round().clamp(0, 255).byte(),
         ).save(job.result)
 
+    def draw(self, job: Job, prompts: list[str]) -> Tensor:
+        """Pictures of everybody for K prompts, from the noise that all rows share: (B, K, 3, H, W)."""
+        generator = torch.Generator().manual_seed(job.seed)
+        shape = (job.people, job.prompts, *self.base.latent_shape)
+        noise = draw_noise(shape, generator, self.base.device)  # (B, K, C, h, w)
+        loras = None
+        if job.weights is not None:
+            flat = load_safetensors(job.weights, job.device)[0]["flat"]  # (B, P)
+            checkpoint = load_checkpoint(job.checkpoint, job.device)
+            loras = LoraBatch(checkpoint.layout, checkpoint.shared_down, flat, job.strength)
+        return draw_people(self.base, self.base.encode_prompts(prompts), noise, job.picture_steps, loras)
+
+
+@dataclass(frozen=True, eq=False)
+class LoraBatch:
+    """LoRAs of B people: layout, module -> lora_down, flat weights (B, P), strength."""
+
+    layout: LoraLayout
+    shared_down: SharedDown | None
+    flat: Tensor
+    strength: float
+
 
 @torch.no_grad()
-def draw_people(base: BaseModel, job: Job, prompt_embeds: Tensor) -> Tensor:
-    """Pictures of B people for K prompts (K, T, W), some people at a time: (B, K, 3, H, W) in [-1, 1]."""
-    generator = torch.Generator().manual_seed(job.seed)
-    shape = (job.people, job.prompts, *base.latent_shape)
-    noise = draw_noise(shape, generator, base.device)  # (B, K, C, h, w)
-    checkpoint = load_checkpoint(job.checkpoint, job.device)
-    flat = None if job.weights is None else load_safetensors(job.weights, job.device)[0]["flat"]  # (B, P)
+def draw_people(
+    base: BaseModel, prompt_embeds: Tensor, noise: Tensor, num_steps: int, loras: LoraBatch | None
+) -> Tensor:
+    """Draw B people for K prompts, some people at a time.
+
+    Args:
+        base: the base model.
+        prompt_embeds: (K, T, W).
+        noise: (B, K, C, h, w).
+        num_steps: of the base model's sampler.
+        loras: of the B people, or None for the base model itself.
+
+    Returns:
+        (B, K, 3, H, W) in [-1, 1], on the CPU.
+    """
     pictures = []
-    for start in range(0, job.people, PEOPLE_AT_ONCE):
-        part = slice(start, min(start + PEOPLE_AT_ONCE, job.people))
-        lora = nullcontext()
-        if flat is not None:
-            own, down = flat[part], checkpoint.shared_down
-            lora = batched_lora(base.denoiser, checkpoint.layout, own, down, job.strength)
-        rows = noise[part].flatten(0, 1)  # (b*K, C, h, w)
+    for start in range(0, len(noise), PEOPLE_AT_ONCE):
+        rows = noise[start : start + PEOPLE_AT_ONCE]  # (b, K, C, h, w)
+        lora: AbstractContextManager[None] = nullcontext()
+        if loras is not None:
+            flat = loras.flat[start : start + PEOPLE_AT_ONCE]  # (b, P)
+            lora = batched_lora(base.denoiser, loras.layout, flat, loras.shared_down, loras.strength)
+        prompts = prompt_embeds.repeat(len(rows), 1, 1)  # (b*K, T, W)
         with lora:
-            latents = base.sample(prompt_embeds.repeat(part.stop - part.start, 1, 1), rows, job.picture_steps)
-        pictures.append(base.decode(latents).cpu().unflatten(0, (-1, job.prompts)))  # (b, K, 3, H, W)
+            latents = base.sample(prompts, rows.flatten(0, 1), num_steps)  # (b*K, C, h, w)
+        pictures.append(base.decode(latents).cpu().unflatten(0, rows.shape[:2]))  # (b, K, 3, H, W)
     return torch.cat(pictures)
 
 

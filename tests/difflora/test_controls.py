@@ -24,6 +24,13 @@ def test_all_components_give_the_library_back(library):
     assert torch.allclose(components.reconstruct(torch.zeros(1, 11))[0], mean_lora(library), atol=1e-6)
 
 
+def test_directions_that_the_library_lacks_are_left_out(generator):
+    flat = torch.randn(12, 3, generator=generator) @ torch.randn(3, 200, generator=generator)
+    components = PrincipalComponents.fit(flat, 8)
+    assert torch.allclose(components.basis @ components.basis.T, torch.eye(3), atol=1e-4)
+    assert torch.allclose(components.reconstruct(components.project(flat)), flat, atol=1e-3)
+
+
 def test_too_many_components_name_the_limit(library):
     with pytest.raises(LayoutError, match="1 to 11"):
         PrincipalComponents.fit(library, 12)

@@ -1,0 +1,68 @@
+"""Drawing many people at once, and the two who measure likeness."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from difflora.base_model import BaseModel
+from difflora.errors import NoFaceError
+from difflora.faces import FaceReport
+from difflora.layout import LoraLayout, init_shared_down
+from difflora.lora import Lora
+from difflora.patch import apply_lora
+from difflora.picture_autoencoder import PatchAutoencoder
+from training.evaluation_pictures import PEOPLE_AT_ONCE, ConditioningLikeness, LoraBatch, draw_people
+
+
+@pytest.fixture
+def base(one_block_base):
+    denoiser = one_block_base.denoiser
+    denoiser.config = SimpleNamespace(in_channels=8, sample_size=4)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        autoencoder = PatchAutoencoder(latent_channels=8, patch_size=2).eval()
+    alphas = one_block_base.alphas_cumprod
+    return BaseModel("one-block", denoiser, torch.nn.Identity(), None, autoencoder, alphas, "sample")
+
+
+def test_people_drawn_at_once_equal_people_drawn_alone(base, generator):
+    people, prompts = PEOPLE_AT_ONCE + 2, 2  # the second batch is smaller
+    layout = LoraLayout.from_model(base.denoiser, rank=2)
+    down = init_shared_down(layout)
+    flat = 0.3 * torch.randn(people, layout.num_parameters, generator=generator)
+    noise = torch.randn(people, prompts, *base.latent_shape, generator=generator)
+    embeds = torch.randn(prompts, 5, 12, generator=generator)
+    together = draw_people(base, embeds, noise, 3, LoraBatch(layout, down, flat, 1.5))
+    plain = draw_people(base, embeds, noise, 3, None)
+    for person in (0, people - 1):
+        with apply_lora(base.denoiser, Lora.from_flat(layout, flat[person], down), 1.5):
+            alone = draw_people(base, embeds, noise[person : person + 1], 3, None)[0]
+        assert torch.allclose(together[person], alone, atol=1e-4)
+        assert not torch.allclose(together[person], plain[person], atol=1e-2)
+
+
+class Analyzer:
+    """Finds a face in every picture that is not black, and knows it by its colour."""
+
+    def analyze(self, photos, on_missing):
+        assert on_missing == "skip"
+        found = [index for index, photo in enumerate(photos) if photo.any()]
+        if not found:
+            raise NoFaceError("no face")
+        colours = torch.stack([torch.from_numpy(photos[i]).float().mean((0, 1)) for i in found])
+        embedding = torch.zeros(len(found), 512)
+        embedding[:, :3] = torch.nn.functional.normalize(colours, dim=-1)
+        reports = tuple(FaceReport(i, i in found, "", int(i in found)) for i in range(len(photos)))
+        return embedding, reports
+
+
+def test_a_picture_without_a_face_is_not_alike():
+    likeness = ConditioningLikeness(Analyzer())
+    red, black = torch.tensor([1.0, -1, -1]), torch.tensor([-1.0, -1, -1])
+    pictures = torch.stack([torch.stack([red, black]), torch.stack([black, black])])  # (2, 2, 3)
+    pictures = pictures[..., None, None].expand(2, 2, 3, 4, 4)
+    targets = torch.zeros(2, 512)
+    targets[:, 0] = 1
+    assert likeness.similarity(pictures, targets).tolist() == [[1.0, 0.0], [0.0, 0.0]]
+    assert likeness.similarity(pictures[1:], targets[1:]).tolist() == [[0.0, 0.0]]  # nobody anywhere
