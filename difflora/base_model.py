@@ -37,10 +37,10 @@ class BaseModel:
     """Denoiser, text encoder and picture autoencoder of one base model; nothing in it is trained here."""
 
     name: str
-    denoiser: nn.Module
-    text_encoder: nn.Module
+    denoiser: Any  # networks of diffusers and transformers: nn.Module alone has no config
+    text_encoder: Any
     tokenizer: Any
-    autoencoder: nn.Module
+    autoencoder: Any
     alphas_cumprod: Tensor
     prediction_type: str
 
@@ -77,16 +77,25 @@ class BaseModel:
         cls, pipeline: StableDiffusionPipeline, name: str, device: torch.device | str = "cpu"
     ) -> BaseModel:
         """The base model inside a diffusers pipeline object."""
-        networks = [pipeline.unet, pipeline.text_encoder, pipeline.vae]
-        for network in networks:
+        parts: Any = pipeline  # diffusers sets the components at run time, unknown to a type checker
+        for network in (parts.unet, parts.text_encoder, parts.vae):
             network.to(device).eval().requires_grad_(False)
-        config = pipeline.scheduler.config
+        config = parts.scheduler.config
         if config.prediction_type not in PREDICTION_TYPES:
             raise CheckpointError(
-                f"base model {name} predicts {config.prediction_type!r}: known are {', '.join(PREDICTION_TYPES)}"
+                f"base model {name} predicts {config.prediction_type!r}: "
+                f"known are {', '.join(PREDICTION_TYPES)}"
             )
-        alphas = pipeline.scheduler.alphas_cumprod.to(device)
-        return cls(name, *networks[:2], pipeline.tokenizer, networks[2], alphas, config.prediction_type)
+        alphas = parts.scheduler.alphas_cumprod.to(device)  # (timesteps,)
+        return cls(
+            name,
+            parts.unet,
+            parts.text_encoder,
+            parts.tokenizer,
+            parts.vae,
+            alphas,
+            config.prediction_type,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -223,7 +232,7 @@ class BaseModel:
         for i, step in enumerate(steps):
             t = torch.full((x.shape[0],), int(step), device=x.device)  # (B,)
             clean = self.predict(x, t, prompt_embeds)  # (B, C, h, w)
-            if guidance_scale != 1.0:
+            if guidance_scale != 1.0 and unconditional is not None:
                 free = self.predict(x, t, unconditional.expand(x.shape[0], -1, -1))  # (B, C, h, w)
                 clean = free + guidance_scale * (clean - free)
             if i + 1 < num_steps:

@@ -17,6 +17,7 @@ FLOW = (
         "normalisation",
         "autoencoder",
         "faces",
+        "vision_tower",
         "features",
         "mixing",
         "transformer",
@@ -25,7 +26,8 @@ FLOW = (
     ),
     *("checkpoint", "model", "controls"),
     # the embedded world, a user of the library like any other
-    *("synthetic.people", "synthetic.scenes", "synthetic.captions", "synthetic.shapes", "synthetic.renderer"),
+    *("synthetic.people", "synthetic.scenes", "synthetic.captions", "synthetic.shapes"),
+    *("synthetic.figure", "synthetic.face_layers", "synthetic.outfit_layers", "synthetic.renderer"),
     *("synthetic.recognisers", "synthetic.detector"),
     *("synthetic.attributes", "synthetic.world", "synthetic.judge", "synthetic"),
     # and what a person starts

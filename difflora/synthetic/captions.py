@@ -1,4 +1,4 @@
-"""Captions for base-model training: the prompt of the scene, sometimes with words for the person, as on the web.
+"""Captions for base-model training: the scene's prompt, sometimes with words for the person, as on the web.
 
 Half of the captions name some of the traits ("blond hair", "wide jaw"). That is what makes a text-to-image
 model personalisable at all: it learns that faces vary and in which directions, while the bare

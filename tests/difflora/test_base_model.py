@@ -5,10 +5,10 @@ import torch
 
 diffusers = pytest.importorskip("diffusers")
 
-from difflora.base_model import PREDICTION_TYPES, BaseModel
-from difflora.errors import CheckpointError
-from difflora.picture_autoencoder import PatchAutoencoder
-from training.world_pipeline import (
+from difflora.base_model import PREDICTION_TYPES, BaseModel  # noqa: E402
+from difflora.errors import CheckpointError  # noqa: E402
+from difflora.picture_autoencoder import PatchAutoencoder  # noqa: E402
+from training.world_pipeline import (  # noqa: E402
     BaseModelConfig,
     build_denoiser,
     build_scheduler,

@@ -10,7 +10,8 @@ from difflora.synthetic.scenes import ATTRIBUTES, cat_scenes, sample_scenes, sce
 def test_prompt_says_what_the_scene_shows():
     scene = scene_for(expression="smiling", accessory="wearing sunglasses", background="red background")
     assert scene.prompts() == [
-        "a photo of a person, smiling, facing forward, wearing sunglasses, soft light, red background, white shirt"
+        "a photo of a person, smiling, facing forward, wearing sunglasses, soft light, "
+        "red background, white shirt"
     ]
 
 
