@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 
 from .errors import FaceModelError
 from .faces import Face, FaceAnalyzer, FaceReport, OnMissing
+from .files import load_safetensors
 from .photos import Photo, as_photos
+from .vision_tower import load_vision_tower
 
 CROP_MARGIN = 2.0
 """Side of the square that the image encoder sees, in sides of the face box: with hair, ears, shoulders."""
@@ -53,7 +54,7 @@ class IdentityFeatures:
 
 
 class ImageEncoder:
-    """Image features of a CLIP vision tower, transformers' ``CLIPVisionModelWithProjection``.
+    """Image features of a CLIP vision tower from a folder of transformers' ``CLIPVisionModelWithProjection``.
 
     Args:
         folder: has config.json, model.safetensors and preprocessor_config.json.
@@ -68,8 +69,6 @@ class ImageEncoder:
         self, folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> None:
         """Load the tower and its normalisation."""
-        from transformers import CLIPVisionModelWithProjection
-
         self.folder = Path(folder).expanduser().resolve()
         for name in ("config.json", "preprocessor_config.json"):
             if not (self.folder / name).is_file():
@@ -80,16 +79,15 @@ class ImageEncoder:
             settings = json.loads((self.folder / "preprocessor_config.json").read_text(encoding="utf-8"))
             self._mean = torch.tensor(settings["image_mean"])[:, None, None]  # (3, 1, 1)
             self._std = torch.tensor(settings["image_std"])[:, None, None]  # (3, 1, 1)
-            model = CLIPVisionModelWithProjection.from_pretrained(
-                self.folder, local_files_only=True, use_safetensors=True
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+            model = load_vision_tower(config, load_safetensors(self.folder / "model.safetensors")[0])
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise FaceModelError(
                 f"the image encoder {self.folder} cannot be loaded ({error}): it needs config.json, "
                 "model.safetensors and preprocessor_config.json of a CLIP vision model; download it again"
             ) from error
         self._model = model.eval().requires_grad_(False).to(device=device, dtype=dtype)
-        self._size = int(model.config.image_size)  # type: ignore[arg-type]
+        self._size = model.config.image_size
         self.width: int = model.config.projection_dim
         """Feature width C."""
 
@@ -113,8 +111,8 @@ class ImageEncoder:
         parts = []
         for start in range(0, len(photos), ENCODER_BATCH):
             pixels = torch.stack([self._pixels(photo) for photo in photos[start : start + ENCODER_BATCH]])
-            pixels = pixels.to(self._model.device, self._model.dtype)  # (n, 3, S, S)
-            parts.append(self._model(pixel_values=pixels).image_embeds.float().cpu())  # (n, C)
+            pixels = pixels.to(self._model.visual_projection.weight)  # (n, 3, S, S)
+            parts.append(self._model(pixels).float().cpu())  # (n, C)
         return torch.cat(parts)
 
     def _pixels(self, photo: np.ndarray) -> Tensor:

@@ -18,6 +18,7 @@ FLOW = (
         "autoencoder",
         "faces",
         "vision_tower",
+        "vision_tower",
         "features",
         "mixing",
         "transformer",
