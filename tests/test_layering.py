@@ -18,7 +18,6 @@ FLOW = (
         "autoencoder",
         "faces",
         "vision_tower",
-        "vision_tower",
         "features",
         "mixing",
         "transformer",
