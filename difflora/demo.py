@@ -147,7 +147,7 @@ def run_demo(
 def scene_with(phrases: Sequence[str]) -> Scene:
     """One neutral scene, but for what the phrases say."""
     named = {name: phrase for name, words in ATTRIBUTES.items() for phrase in phrases if phrase in words}
-    return scene_for(**named)
+    return scene_for(1, None, **named)
 
 
 @torch.no_grad()

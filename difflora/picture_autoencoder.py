@@ -51,21 +51,23 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         Args:
             pictures: (B, 3, H, W) in [-1, 1].
         """
-        p, channels = self.config.patch_size, self.config.latent_channels
+        channels, in_channels, p, _ = self.encoder.weight.shape
         patches = nn.functional.unfold(pictures, p, stride=p)  # (B, 3pp, hw)
         rows = patches.transpose(1, 2).reshape(-1, patches.shape[1]).double()  # (Bhw, 3pp)
-        colour = rows.reshape(len(rows), 3, -1).mean((0, 2))  # (3,) one bias per colour is all
+        colour = rows.reshape(len(rows), in_channels, -1).mean((0, 2))  # (3,) one bias per colour is all
         mean = colour.repeat_interleave(p * p)  # (3pp,) that a convolution has
         variance, basis = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
         variance, basis = variance.flip(0)[:channels], basis.flip(1)[:, :channels]  # (C,), (3pp, C)
         scale = variance.clamp_min(1e-12) ** 0.25  # (C,) sqrt of each sd
         scale = scale * (variance / scale**2).mean().sqrt()  # unit variance over all channels
-        shape = (channels, self.config.in_channels, p, p)
         encoder = (basis / scale).T  # (C, 3pp)
-        self.encoder.weight.copy_(encoder.reshape(shape))
-        self.encoder.bias.copy_(-(encoder @ mean))
-        self.decoder.weight.copy_((basis * scale).T.reshape(shape))
-        self.decoder.bias.copy_(colour)
+        weights = {
+            "encoder.weight": encoder.reshape(self.encoder.weight.shape),
+            "encoder.bias": -(encoder @ mean),
+            "decoder.weight": (basis * scale).T.reshape(self.decoder.weight.shape),
+            "decoder.bias": colour,
+        }
+        self.load_state_dict(weights)
 
     def encode(self, pictures: Tensor, return_dict: bool = True) -> SimpleNamespace | tuple[SimpleNamespace]:
         """Pictures (B, 3, H, W) in [-1, 1] -> ``.latent_dist`` with ``mode()`` (B, C, h, w)."""

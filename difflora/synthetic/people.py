@@ -91,9 +91,9 @@ def sample_people(split: str, start: int, count: int) -> Tensor:
         raise DiffLoRAError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
     if start < 0 or count < 0:
         raise DiffLoRAError(f"people {start} .. {start + count} do not exist: indices start at 0")
-    generator = np.random.Generator(np.random.PCG64(zlib.crc32(f"people/{split}".encode())))
-    generator.bit_generator.advance(start * NUM_TRAITS)  # one 64-bit draw per number
-    numbers = generator.random((count, NUM_TRAITS))  # (B, I)
+    bits = np.random.PCG64(zlib.crc32(f"people/{split}".encode()))
+    bits.advance(start * NUM_TRAITS)  # one 64-bit draw per number
+    numbers = np.random.Generator(bits).random((count, NUM_TRAITS))  # (B, I)
     return torch.from_numpy(numbers * 2.0 - 1.0).float()
 
 
