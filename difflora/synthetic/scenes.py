@@ -92,7 +92,7 @@ def sample_scenes(count: int, seed: int, jitter: float = STUDIO) -> Scene:
     generator = np.random.default_rng([seed, 0x5CE9E])
     classes = [torch.from_numpy(generator.integers(0, len(words), count)) for words in ATTRIBUTES.values()]
     shifts = torch.from_numpy(generator.uniform(-1.0, 1.0, (count, len(JITTER)))).float()  # (B, J)
-    return Scene(*classes, jitter * shifts)
+    return Scene(*[*classes, jitter * shifts])
 
 
 def scene_for(count: int = 1, seed: int | None = None, **attributes: str) -> Scene:
@@ -115,4 +115,4 @@ def scene_for(count: int = 1, seed: int | None = None, **attributes: str) -> Sce
     classes = [
         torch.full((count,), words.index(chosen.get(name, words[0]))) for name, words in ATTRIBUTES.items()
     ]
-    return Scene(*classes, jitter)
+    return Scene(*[*classes, jitter])
