@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -47,6 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def demo(args: argparse.Namespace) -> None:
     """Run the demo and say what came out."""
+    silence("transformers")  # first: diffusers imports it
+    silence("diffusers")
     from .demo import run_demo
 
     device = choose_device(args.device)
@@ -83,11 +86,12 @@ def personalize(args: argparse.Namespace) -> None:
     print(f"wrote {args.out}: for {base_model}, best at strength {strength:g}")
 
 
-def hide_loading_bars() -> None:
-    """Keep transformers from drawing a bar for every folder of half a megabyte."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
+def silence(package: str) -> None:
+    """Keep a Hugging Face library from drawing bars and giving advice while it loads half a megabyte."""
+    if importlib.util.find_spec(package) is not None:
+        logging = importlib.import_module(f"{package}.utils.logging")
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
 
 
 def choose_device(name: str) -> str:
@@ -119,8 +123,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(arguments)
     try:
-        hide_loading_bars()
         {"demo": demo, "personalize": personalize}[args.command](args)
+    except ModuleNotFoundError as error:
+        print(f"error: {error.name} is missing: pip install -e '.[demo]' in the repository", file=sys.stderr)
+        return USER_ERROR
     except (DiffLoRAError, OSError) as error:
         print(textwrap.shorten(f"error: {error}", LONGEST_ERROR, placeholder=" ..."), file=sys.stderr)
         return USER_ERROR

@@ -82,7 +82,7 @@ class Stopwatch:
         start = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - start, 2)
-        self.announce(f"{name:<44} {self.seconds[name]:6.1f} s")
+        self.announce(f"{name:<46} {self.seconds[name]:6.1f} s")
 
 
 def run_demo(
