@@ -300,7 +300,7 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Train the mixing block (MIF) and the diffusion transformer (DiT)."
     )
-    parser.add_argument("--library", type=Path, default=Path("runs/loras"), help="folder of make_loras")
+    parser.add_argument("--library", type=Path, default=Path("runs/loras_amortised"), help="folder of make_loras")
     parser.add_argument(
         "--lae", type=Path, default=Path("runs/lae/lae.safetensors"), help="what train_lae wrote"
     )

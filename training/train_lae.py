@@ -174,7 +174,7 @@ class TrainedLae:
 def main(arguments: list[str] | None = None) -> None:
     """Read the options, train, save, plot."""
     parser = argparse.ArgumentParser(description="Train the LoRA weight autoencoder (LAE).")
-    parser.add_argument("--library", type=Path, default=Path("runs/loras"), help="folder of make_loras")
+    parser.add_argument("--library", type=Path, default=Path("runs/loras_amortised"), help="folder of make_loras")
     parser.add_argument("--out", type=Path, default=Path("runs/lae"), help="run folder, resumed if it exists")
     parser.add_argument("--preset", default="synthetic", help="tiny, synthetic or synthetic-gpu")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")

@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-import itertools
 
 import pytest
 
