@@ -2,7 +2,7 @@
 
 LoRAs that were trained one by one hold the person and the luck of their training. A ridge regression from a
 person's features averages the luck away, and predicts LoRAs for people who were never trained. LAE and DiT
-then learn from those predictions as well: they are the linear start, from which the image loss goes on. [ours]
+then learn from those predictions as well: the linear start, from which the image loss goes on. [ours]
 
 Letters: n LoRAs of the small library, M people with photos, F photos of each, C feature width,
 P parameters of one LoRA.

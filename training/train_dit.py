@@ -305,6 +305,7 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
         "--lae", type=Path, default=Path("runs/lae/lae.safetensors"), help="what train_lae wrote"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/dit"), help="run folder, resumed if it exists")
+    parser.add_argument("--init", type=Path, help="run folder of a finished run whose networks to start from")
     parser.add_argument(
         "--checkpoint", type=Path, help="DiffLoRA checkpoint to write (default: in the run folder)"
     )
@@ -380,11 +381,15 @@ def main(arguments: list[str] | None = None) -> None:
         lae=trained_lae.lae.config,
         diffusion=diffusion,
     )
-    open_run(options.out, {"networks": asdict(sizes), "training": asdict(config), "base": base.fingerprint})
+    init = {"init": options.init.name} if options.init else {}
+    sources = {"networks": asdict(sizes), "training": asdict(config), "base": base.fingerprint}
+    open_run(options.out, sources | init)
     torch.manual_seed(config.seed)
     networks = LoraHypernetwork(layout, sizes)
     networks.lae.load_state_dict(trained_lae.lae.state_dict())
     networks.set_normalisation(trained_lae.normalisation)
+    if options.init is not None:
+        networks.load_state_dict(load_state(options.init / "state.safetensors")["average"])
     networks = train(networks.to(device), data, config, options.out)
 
     checkpoint = Checkpoint(
