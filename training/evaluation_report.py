@@ -150,9 +150,7 @@ def write_report(report: Mapping[str, Any], out: Path, readme: Path | None) -> N
         atomic_save(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
 
 
-def draw_sheet(
-    photos: Tensor, phrases: list[list[str]], chosen: Mapping[str, Measurement]
-) -> Image.Image:
+def draw_sheet(photos: Tensor, phrases: list[list[str]], chosen: Mapping[str, Measurement]) -> Image.Image:
     """People in rows, methods in columns; person b shows prompt b modulo K.
 
     Args:

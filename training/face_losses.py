@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from difflora.synthetic.detector import FaceDetector, anchors
-
-from .face_data import Canvases, assign
+from training.face_data import Canvases, assign
 
 
 def angular_margin_loss(first: Tensor, second: Tensor, margin: float, scale: float) -> Tensor:

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from difflora.faces import FaceAnalyzer
-
-from .face_data import Pool, backdrops, compose
+from training.face_data import Pool, backdrops, compose
 
 
 def verification(embedding: Tensor, false_positive_rate: float = 1e-3) -> dict[str, float]:

@@ -120,6 +120,12 @@ class Preset:
     dit: DitTrainingConfig = field(default_factory=DitTrainingConfig)
 
 
+SYNTHETIC = HypernetworkConfig(
+    LaeConfig(latent_tokens=16, latent_channels=16, token_size=512, token_width=32, width=128),
+    MifConfig(width=128),
+    DitConfig(latent_tokens=16, latent_channels=16, condition_width=128, width=128, depth=4),
+)
+
 PRESETS = {
     # a few seconds: for tests and for trying out the commands
     "tiny": Preset(
@@ -142,15 +148,27 @@ PRESETS = {
             validate_every=3,
         ),
     ),
-    # the embedded world: 50 to 100 thousand numbers per LoRA, half an hour to an hour on one CPU core
+    # the embedded world on a CPU core, a few minutes: weight space only, as in the paper
     "synthetic": Preset(
-        HypernetworkConfig(
-            LaeConfig(latent_tokens=16, latent_channels=16, token_size=512, token_width=32, width=128),
-            MifConfig(width=128),
-            DitConfig(latent_tokens=16, latent_channels=16, condition_width=128, width=128, depth=4),
+        SYNTHETIC,
+        LaeTrainingConfig(num_steps=700),
+        DitTrainingConfig(
+            num_steps=1500, batch_size=32, learning_rate=1e-3, image_loss_weight=0.0, pool_people=1500
         ),
-        LaeTrainingConfig(num_steps=800),
-        DitTrainingConfig(num_steps=1400, batch_size=32, image_loss_from=400, pool_people=1500),
+    ),
+    # from there (--init) on in image space, some ten minutes
+    "synthetic-image": Preset(
+        SYNTHETIC,
+        LaeTrainingConfig(num_steps=700),
+        DitTrainingConfig(
+            num_steps=450,
+            batch_size=32,
+            learning_rate=4e-4,
+            warmup=20,
+            image_loss_from=0,
+            pool_people=1500,
+            validate_every=150,
+        ),
     ),
     # the embedded world on a GPU
     "synthetic-gpu": Preset(

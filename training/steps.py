@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from difflora.files import atomic_save
-
-from .common import (
+from training.common import (
     MetricsWriter,
     config_to_dict,
     load_state,

@@ -41,6 +41,7 @@ from training.optimising import Average, rate_at
 from training.photo_pool import PhotoPool, ScatteredPeople, build_pool, choose_photos
 from training.pictures import PhotoFolders
 from training.presets import (
+    PRESETS,
     DitTrainingConfig,
     apply_options,
     config_options,
@@ -300,7 +301,9 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Train the mixing block (MIF) and the diffusion transformer (DiT)."
     )
-    parser.add_argument("--library", type=Path, default=Path("runs/loras_amortised"), help="folder of make_loras")
+    parser.add_argument(
+        "--library", type=Path, default=Path("runs/loras_amortised"), help="folder of make_loras"
+    )
     parser.add_argument(
         "--lae", type=Path, default=Path("runs/lae/lae.safetensors"), help="what train_lae wrote"
     )
@@ -316,7 +319,7 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--base", type=Path, default=world.BASE_MODEL, help="diffusers pipeline folder")
     parser.add_argument("--face-pack", type=Path, default=world.FACE_PACK, help="insightface model pack")
     parser.add_argument("--image-encoder", type=Path, default=world.IMAGE_ENCODER, help="CLIP vision tower")
-    parser.add_argument("--preset", default="synthetic", help="tiny, synthetic or synthetic-gpu")
+    parser.add_argument("--preset", default="synthetic", help=", ".join(PRESETS))
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     parser.add_argument(
         "--float16", action="store_true", help="write the checkpoint's networks in half precision"

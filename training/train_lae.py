@@ -31,7 +31,7 @@ from training.common import (
 )
 from training.make_loras import load_library
 from training.optimising import Average, rate_at
-from training.presets import LaeTrainingConfig, apply_options, config_options, preset
+from training.presets import PRESETS, LaeTrainingConfig, apply_options, config_options, preset
 
 REPORT_EVERY = 50
 SAVE_EVERY = 500
@@ -174,9 +174,11 @@ class TrainedLae:
 def main(arguments: list[str] | None = None) -> None:
     """Read the options, train, save, plot."""
     parser = argparse.ArgumentParser(description="Train the LoRA weight autoencoder (LAE).")
-    parser.add_argument("--library", type=Path, default=Path("runs/loras_amortised"), help="folder of make_loras")
+    parser.add_argument(
+        "--library", type=Path, default=Path("runs/loras_amortised"), help="folder of make_loras"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/lae"), help="run folder, resumed if it exists")
-    parser.add_argument("--preset", default="synthetic", help="tiny, synthetic or synthetic-gpu")
+    parser.add_argument("--preset", default="synthetic", help=", ".join(PRESETS))
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     config_options(parser, LaeTrainingConfig)
     options = parser.parse_args(arguments)

@@ -26,12 +26,11 @@ from difflora.synthetic.recognisers import (
     RecogniserConfig,
     align,
 )
-
-from .face_data import Pool, compose, degrade, load_pool, shake
-from .face_export import export_detector, export_recogniser
-from .face_losses import angular_margin_loss, detector_loss, spread_loss
-from .face_measures import measure_detector, measure_recogniser
-from .steps import StepsConfig, run_steps, write_measures
+from training.face_data import Pool, compose, degrade, load_pool, shake
+from training.face_export import export_detector, export_recogniser
+from training.face_losses import angular_margin_loss, detector_loss, spread_loss
+from training.face_measures import measure_detector, measure_recogniser
+from training.steps import StepsConfig, run_steps, write_measures
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "difflora" / "synthetic" / "weights"
