@@ -81,6 +81,7 @@ def plus_minus(value: Mapping[str, float] | None, percent: bool = False) -> str:
     if value is None:
         return ""
     mean, error = value["mean"], value["se"]
+    mean = round(mean, 2) + 0.0 if percent else mean  # never -0%
     return f"{mean:.0%} ± {error:.0%}" if percent else f"{mean:.3f} ± {error:.3f}"
 
 
