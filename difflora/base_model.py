@@ -70,7 +70,9 @@ class BaseModel:
         pipeline = StableDiffusionPipeline.from_pretrained(
             path, local_files_only=True, safety_checker=None, requires_safety_checker=False
         )
-        return cls.from_pipeline(pipeline.to(dtype), name=path.resolve().name, device=device)
+        if dtype != torch.float32:  # diffusers warns about every cast, also about those that change nothing
+            pipeline = pipeline.to(dtype)
+        return cls.from_pipeline(pipeline, name=path.resolve().name, device=device)
 
     @classmethod
     def from_pipeline(
