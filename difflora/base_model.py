@@ -70,8 +70,9 @@ class BaseModel:
         pipeline = StableDiffusionPipeline.from_pretrained(
             path, local_files_only=True, safety_checker=None, requires_safety_checker=False
         )
-        if dtype != torch.float32:  # diffusers warns about every cast, also about those that change nothing
-            pipeline = pipeline.to(dtype)
+        # the weights may lie in half precision; nn.Module's own cast, because diffusers warns about every one
+        for network in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
+            nn.Module.to(network, dtype)
         return cls.from_pipeline(pipeline, name=path.resolve().name, device=device)
 
     @classmethod
