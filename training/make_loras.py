@@ -67,7 +67,10 @@ def prepare_shared_down(
     if options.down == "learned":
         if isinstance(people, RenderedPeople):
             people = dataclasses.replace(people, split="train")  # whatever split comes first
-        latents, prompts = training_pictures(base, people, range(options.down_people))
+        teachers = options.down_people
+        if isinstance(people, PhotoFolders):
+            teachers = min(teachers, len(people))
+        latents, prompts = training_pictures(base, people, range(teachers))
         config = dataclasses.replace(training_config(options), num_steps=options.down_steps)
         generator = torch.Generator().manual_seed(options.seed)
         with progress_bar(options.down_steps, "lora_down") as bar:
