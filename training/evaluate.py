@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import shlex
+import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ from difflora.files import atomic_save, load_safetensors, save_safetensors
 from difflora.model import EMBEDDED_CHECKPOINT, DiffLoRA
 from difflora.synthetic import world
 from difflora.synthetic.people import sample_people
-from training.common import say
+from training.common import read_config, read_metrics, say
 from training.evaluation_pictures import BASE_ROW, TRUE_ROW, Job, run_jobs
 from training.evaluation_report import draw_sheet, write_report
 from training.evaluation_rows import (
@@ -90,10 +91,10 @@ def measure_split(
 
 
 def open_panel(model: DiffLoRA, split: str, count: int, prompts: int) -> tuple[Panel, float]:
-    """The people of a split and the seconds per person that finding and encoding their faces took."""
-    start = time.perf_counter()
+    """The people of a split, and CPU seconds per person for finding and encoding their faces."""
+    start = time.process_time()
     photos, features = photograph(model, split, count)
-    seconds = (time.perf_counter() - start) / count
+    seconds = (time.process_time() - start) / count
     return Panel(sample_people(split, 0, count), prompt_scenes(split, prompts), photos, features), seconds
 
 
@@ -160,6 +161,8 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
     curves = measure_split("test", rows, options, fingerprints["test"])
     for name in ("nearest_lora", "ridge", "difflora_1", "difflora_4"):
         seconds[name] += encoding_seconds
+    if (trained_seconds := training_seconds(options.library, "test")) is not None:
+        seconds["trained_lora"] = trained_seconds
 
     summary = summarise(curves, strengths, seconds)
     settings = {
@@ -175,6 +178,14 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
     sheet = draw_sheet(panel.photos, panel.scenes.phrases(), chosen)
     atomic_save(options.out / "images" / "evaluation.png", sheet.save)
     write_report(report, options.out, options.readme)
+
+
+def training_seconds(library: Path, split: str) -> float | None:
+    """Seconds per person that training the LoRAs of a split took, by the metrics of make_loras, if any."""
+    rows = [row for path in sorted((library / split).glob("metrics-*.jsonl")) for row in read_metrics(path)]
+    if not rows:
+        return None
+    return statistics.median(row["seconds"] for row in rows) / read_config(library)["batch"]
 
 
 def digest_of(*paths: Path) -> str:

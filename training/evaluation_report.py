@@ -100,8 +100,8 @@ def readme_table(report: Mapping[str, Any]) -> str:
             f"| {label} | {strength} | {plus_minus(row['identity_similarity'])} | {gap} "
             f"| {plus_minus(row['prompt_accuracy'], percent=True)} | {seconds} |"
         )
-    people, prompts = report["settings"]["people"], report["settings"]["prompts"]
-    lines.append(f"\n{people} people x {prompts} prompts; ± is the standard error over people.")
+    size = "{people} people x {prompts} prompts".format(**report["settings"])
+    lines.append(f"\n{size}; ± is the standard error over people, seconds are CPU time.")
     return "\n".join(lines) + "\n"
 
 

@@ -23,7 +23,8 @@ def library(tmp_path):
         flat = 0.02 * torch.randn(count, model.layout.num_parameters, generator=generator)
         shard = {"flat_weights": flat, "people": torch.arange(count)}
         save_safetensors(folder / split / "shard-00000.safetensors", shard)
-    (folder / "config.json").write_text(json.dumps({"layout": model.layout.to_json()}))
+    (folder / "config.json").write_text(json.dumps({"layout": model.layout.to_json(), "batch": 4}))
+    (folder / "test" / "metrics-0.jsonl").write_text('{"step": 0, "loss": 0.1, "seconds": 8.0}\n')
     save_safetensors(folder / SHARED_DOWN_NAME, dict(model.shared_down))
     return folder
 
@@ -34,6 +35,7 @@ def test_evaluation_writes_its_report_and_measures_nothing_twice(library, tmp_pa
     evaluate.main(arguments)
     report = json.loads((tmp_path / "docs" / "evaluation.json").read_text())
     assert set(report["rows"]) == set(LABELS)
+    assert report["rows"]["trained_lora"]["seconds_per_person"] == 2.0  # 8 seconds for a batch of 4
     assert report["rows"]["true_renders"]["identity_similarity"]["mean"] > 0.5  # the ceiling knows the people
     assert (tmp_path / "docs" / "images" / "evaluation.png").stat().st_size > 1000
     assert "training.evaluate" in (tmp_path / "docs" / "evaluation.md").read_text()
