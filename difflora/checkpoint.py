@@ -184,7 +184,7 @@ def load_checkpoint(
         )
     except RuntimeError as error:
         raise CheckpointError(
-            f"{path}: weights do not fit its own configuration: get the file again, it is damaged or was edited"
+            f"{path}: weights do not fit its own configuration: get the file again, it is damaged"
         ) from error
     return Checkpoint(
         networks.eval().requires_grad_(False),
