@@ -128,8 +128,9 @@ def run_demo(
     scenes = cat_scenes([scene_with(phrases) for phrases in PROMPT_PHRASES])  # K scenes
     with watch.stage("pictures by the base model"):
         plain = draw(base, scenes, seed)  # (K, 3, H, W)
-    with watch.stage("pictures with the LoRA"), apply_lora(
-        base.denoiser, Lora.load(out / "lora.safetensors"), strength
+    with (
+        watch.stage("pictures with the LoRA"),
+        apply_lora(base.denoiser, Lora.load(out / "lora.safetensors"), strength),
     ):
         personalised = draw(base, scenes, seed)  # (K, 3, H, W)
     with watch.stage("judge"):

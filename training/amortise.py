@@ -26,7 +26,7 @@ from difflora.files import save_safetensors
 from difflora.normalisation import LoraNormalisation
 from difflora.synthetic import world
 from training.common import open_run, read_config, say
-from training.library import SHARED_DOWN_NAME, load_library
+from training.lora_library import SHARED_DOWN_NAME, load_library
 from training.photo_pool import PhotoPool, ScatteredPeople, build_pool
 from training.presets import preset
 
@@ -61,7 +61,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Read the library, predict everybody's LoRA, write both as a new library."""
     dit = preset("synthetic").dit
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--library", type=Path, default=Path("runs/loras"), help="folder of make_loras")
+    parser.add_argument(
+        "--library", dest="loras", type=Path, default=Path("runs/loras"), help="folder of make_loras"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/loras_amortised"), help="the new library")
     parser.add_argument("--cache", type=Path, default=Path("runs/photos"), help="features, as for train_dit")
     parser.add_argument("--base", type=Path, default=world.BASE_MODEL, help="diffusers pipeline folder")
@@ -73,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     options = parser.parse_args(arguments)
-    library = load_library(options.library)
+    library = load_library(options.loras)
     encoders = (FaceAnalyzer(options.face_pack), ImageEncoder(options.image_encoder, options.device))
     people = ScatteredPeople("train", dit.photos_per_person, dit.seed)
     pool = build_pool(
@@ -86,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     ridge, regulariser, score = fit(features[library.people], targets, max(1, len(targets) // 10))
     say(f"ridge regression: regulariser {regulariser:g}, held-out R2 {score:.3f}")
 
-    config = read_config(options.library) | {"amortised": {"people": options.people, "gain": options.gain}}
+    config = read_config(options.loras) | {"amortised": {"people": options.people, "gain": options.gain}}
     folder = open_run(options.out, config)
     save_safetensors(folder / SHARED_DOWN_NAME, library.shared_down)
     parts = [(library.flat, library.people)]

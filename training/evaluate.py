@@ -48,7 +48,7 @@ from training.evaluation_rows import (
     ridge_name,
 )
 from training.evaluation_scores import Measurement, choose_strength, summarise
-from training.library import load_library
+from training.lora_library import load_library
 
 
 def make_jobs(
@@ -137,10 +137,10 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
         "validation": base.fingerprint + digest_of(*faces, world.ATTRIBUTE_CLASSIFIER),
         "test": base.fingerprint + digest_of(world.EVALUATION_RECOGNISER, world.ATTRIBUTE_CLASSIFIER),
     }
-    library = load_library(options.library)
+    library = load_library(options.loras)
     check_same_library(library, model)
     trained = {
-        split: loras_of(load_library(options.library, split), model, count, split)
+        split: loras_of(load_library(options.loras, split), model, count, split)
         for split, count in (("validation", options.validation_people), ("test", options.people))
     }
     say(f"controls from {len(library.people)} LoRAs")
@@ -161,7 +161,7 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
     curves = measure_split("test", rows, options, fingerprints["test"])
     for name in ("nearest_lora", "ridge", "difflora_1", "difflora_4"):
         seconds[name] += encoding_seconds
-    if (trained_seconds := training_seconds(options.library, "test")) is not None:
+    if (trained_seconds := training_seconds(options.loras, "test")) is not None:
         seconds["trained_lora"] = trained_seconds
 
     summary = summarise(curves, strengths, seconds)
@@ -202,7 +202,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, default=EMBEDDED_CHECKPOINT, help="of DiffLoRA")
     parser.add_argument("--face-pack", type=Path, default=world.FACE_PACK, help="of the checkpoint")
     parser.add_argument("--base", type=Path, default=world.BASE_MODEL, help="pipeline folder")
-    parser.add_argument("--library", type=Path, default=Path("runs/loras"), help="library by make_loras")
+    parser.add_argument(
+        "--library", dest="loras", type=Path, default=Path("runs/loras"), help="library by make_loras"
+    )
     parser.add_argument("--run", type=Path, default=Path("runs/evaluation"), help="folder of measurements")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the report")
     parser.add_argument("--readme", type=Path, help="README whose table to renew, e.g. README.md")

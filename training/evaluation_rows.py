@@ -21,7 +21,7 @@ from difflora.model import DiffLoRA
 from difflora.synthetic.people import sample_people
 from difflora.synthetic.renderer import render
 from difflora.synthetic.scenes import Scene, sample_scenes
-from training.library import Library
+from training.lora_library import Library
 from training.photo_pool import photo_features
 
 NUM_PHOTOS = 4
@@ -142,7 +142,7 @@ class Controls:
             valid: (n, N) whether one was found.
             face_width: how much of C is the face embedding.
         """
-        self.library = library.flat  # (n, P)
+        self.loras = library.flat  # (n, P)
         self.face_width = face_width
         face = features[..., :face_width].sum(dim=1)  # (n, face width)
         self.faces = torch.nn.functional.normalize(face, dim=-1)
@@ -152,17 +152,17 @@ class Controls:
         spread = photos.var(dim=0)  # (C,)
         halves = [half.sum().sqrt().expand(len(half)) for half in (spread[:face_width], spread[face_width:])]
         self.unit = torch.cat(halves)  # (C,)
-        self.components = PrincipalComponents.fit(self.library, min(MAX_COMPONENTS, len(self.library) - 1))
-        targets = self.components.project(self.library)[person]  # (m, Q)
+        self.components = PrincipalComponents.fit(self.loras, min(MAX_COMPONENTS, len(self.loras) - 1))
+        targets = self.components.project(self.loras)[person]  # (m, Q)
         self.regressions = {r: RidgeRegression.fit(photos / self.unit, targets, r) for r in REGULARISERS}
 
     def mean(self, features: Tensor) -> Tensor:
         """The same LoRA for everybody: (B, C) -> (B, P)."""
-        return mean_lora(self.library).expand(len(features), -1)
+        return mean_lora(self.loras).expand(len(features), -1)
 
     def nearest(self, features: Tensor) -> Tensor:
         """Of whoever looks most alike: (B, C) -> (B, P)."""
-        return nearest_lora(features[:, : self.face_width], self.faces, self.library)
+        return nearest_lora(features[:, : self.face_width], self.faces, self.loras)
 
     def ridge(self, features: Tensor, regulariser: float) -> Tensor:
         """Regressed: (B, C) -> (B, P)."""

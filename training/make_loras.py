@@ -33,7 +33,7 @@ from difflora.lora_training import (
 )
 from difflora.synthetic.world import BASE_MODEL
 from training.common import MetricsWriter, open_run, polite_interruption, progress_bar, say
-from training.library import SHARED_DOWN_NAME, SPLITS, Library, Shard, deal_shards, load_library
+from training.lora_library import SHARED_DOWN_NAME, SPLITS, Library, Shard, deal_shards, load_library
 from training.pictures import People, PhotoFolders, RenderedPeople
 
 __all__ = ["Library", "load_library", "main"]  # the first two: so that who makes a library can also read it

@@ -302,7 +302,11 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
         description="Train the mixing block (MIF) and the diffusion transformer (DiT)."
     )
     parser.add_argument(
-        "--library", type=Path, default=Path("runs/loras_amortised"), help="folder of make_loras"
+        "--library",
+        dest="loras",
+        type=Path,
+        default=Path("runs/loras_amortised"),
+        help="folder of make_loras",
     )
     parser.add_argument(
         "--lae", type=Path, default=Path("runs/lae/lae.safetensors"), help="what train_lae wrote"
@@ -334,18 +338,18 @@ def main(arguments: list[str] | None = None) -> None:
     options = read_options(arguments)
     chosen = preset(options.preset)
     config = apply_options(chosen.dit, options)
-    library, device = load_library(options.library), options.device
+    library, device = load_library(options.loras), options.device
     trained_lae = TrainedLae.load(options.lae)
     layout = trained_lae.layout
     if layout.fingerprint != library.layout.fingerprint:
         raise CheckpointError(
-            f"{options.lae} was trained on another layout than {options.library}: run train_lae on it"
+            f"{options.lae} was trained on another layout than {options.loras}: run train_lae on it"
         )
     base = BaseModel.load(options.base, device)
-    made_for = read_config(options.library)["base_model_fingerprint"]
+    made_for = read_config(options.loras)["base_model_fingerprint"]
     if base.fingerprint != made_for:
         raise CheckpointError(
-            f"{options.library} was made for the base model {made_for}, {options.base} is "
+            f"{options.loras} was made for the base model {made_for}, {options.base} is "
             f"{base.fingerprint}: give the same one with --base"
         )
     face_analyzer, image_encoder = (

@@ -175,7 +175,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Read the options, train, save, plot."""
     parser = argparse.ArgumentParser(description="Train the LoRA weight autoencoder (LAE).")
     parser.add_argument(
-        "--library", type=Path, default=Path("runs/loras_amortised"), help="folder of make_loras"
+        "--library",
+        dest="loras",
+        type=Path,
+        default=Path("runs/loras_amortised"),
+        help="folder of make_loras",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/lae"), help="run folder, resumed if it exists")
     parser.add_argument("--preset", default="synthetic", help=", ".join(PRESETS))
@@ -185,7 +189,7 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = preset(options.preset)
     config = apply_options(chosen.lae, options)
 
-    library = load_library(options.library)
+    library = load_library(options.loras)
     settings = {"lae": asdict(chosen.networks.lae), "training": asdict(config)}
     open_run(options.out, {**settings, "layout": library.layout.fingerprint, "library": len(library.flat)})
     lae, normalisation = train(

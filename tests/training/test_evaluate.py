@@ -9,7 +9,7 @@ from difflora import DiffLoRA
 from difflora.files import save_safetensors
 from training import evaluate
 from training.evaluation_report import LABELS
-from training.library import SHARED_DOWN_NAME
+from training.lora_library import SHARED_DOWN_NAME
 
 SIZE = "--people 2 --validation-people 2 --prompts 2 --picture-steps 1 --strengths 1".split()
 

@@ -5,7 +5,7 @@ import torch
 
 from difflora.layout import LoraLayout, ModuleSpec, init_shared_down
 from training.evaluation_rows import REGULARISERS, Controls, photos_of
-from training.library import Library
+from training.lora_library import Library
 
 LAYOUT = LoraLayout((ModuleSpec("proj", 8, 10),), rank=2, alpha=2.0)
 FACE, IMAGE, PHOTOS, PEOPLE = 6, 3, 4, 40

@@ -7,7 +7,7 @@ import torch
 
 from difflora.errors import CheckpointError
 from training import make_loras
-from training.library import load_library
+from training.lora_library import load_library
 from training.pictures import PhotoFolders, RenderedPeople
 
 
