@@ -6,6 +6,9 @@ so that tensors and step counter can never come from two different saves.
 
 import json
 import math
+import os
+import platform
+import re
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -296,3 +299,18 @@ def plot_metrics(
     axes.set_xlabel("step")
     axes.legend()
     return atomic_save(picture_path, lambda temporary: figure.savefig(temporary, dpi=120))
+
+
+# --- reports ----------------------------------------------------------------------------------------------
+
+
+def machine() -> str:
+    """Processor, cores and torch version: what a measured number has to name."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = re.findall(
+            r"^model name\s*:\s*(.+)$", cpuinfo.read_text(encoding="utf-8"), flags=re.MULTILINE
+        )
+        processor = names[0] if names else processor
+    return f"{processor}, {os.cpu_count()} cores, torch {torch.__version__}"

@@ -31,7 +31,7 @@ from difflora.files import atomic_save, load_safetensors, save_safetensors
 from difflora.model import EMBEDDED_CHECKPOINT, DiffLoRA
 from difflora.synthetic import world
 from difflora.synthetic.people import sample_people
-from training.common import read_config, read_metrics, say
+from training.common import machine, read_config, read_metrics, say
 from training.evaluation_pictures import BASE_ROW, TRUE_ROW, Job, run_jobs
 from training.evaluation_report import draw_sheet, write_report
 from training.evaluation_rows import (
@@ -173,7 +173,12 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
         "parameters_per_lora": model.layout.num_parameters, "difflora_steps": model.recommended.num_steps,
         "guidance_scale": model.recommended.guidance_scale, "noise_scale": model.recommended.noise_scale,
     }  # fmt: skip
-    report = {"command": command, "settings": settings, **summary}
+    report = {
+        "command": command,
+        "machine": f"{machine()}, device {options.device}",
+        "settings": settings,
+        **summary,
+    }
     chosen = {name: curve[strengths.get(name, 0.0)] for name, curve in curves.items()}
     sheet = draw_sheet(panel.photos, panel.scenes.phrases(), chosen)
     atomic_save(options.out / "images" / "evaluation.png", sheet.save)

@@ -44,7 +44,8 @@ SHEET_PEOPLE = 10
 README_TABLE = re.compile(r"(<!-- evaluation:.*?-->\n)(.*?)(<!-- /evaluation -->)", re.DOTALL)
 PAGE = """# Evaluation
 
-Written by `{command}`, with [evaluation.json](evaluation.json): every number comes from there.
+Written by `{command}` on one machine ({machine}), with
+[evaluation.json](evaluation.json): every number comes from there. Seconds are CPU seconds.
 
 {table}
 - *Identity similarity*: cosine between the evaluation recogniser's embedding of a generated picture and the
@@ -128,6 +129,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     }
     return PAGE.format(
         command=report["command"],
+        machine=report["machine"],
         table=readme_table(report),
         loss=MAX_ACCURACY_LOSS,
         curves=curve_table(report),

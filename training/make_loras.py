@@ -20,6 +20,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+if not __package__:  # run as a file: the repository root takes the place of this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from difflora.base_model import BaseModel
 from difflora.errors import DiffLoRAError
 from difflora.files import load_safetensors, save_safetensors

@@ -12,15 +12,15 @@ import json
 import sys
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a file: python training/train_world.py
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: the repository root takes the place of this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from difflora.model import EMBEDDED
 from difflora.synthetic.world import BASE_MODEL
 from training.common import say
 from training.world_base import train_base_model
 from training.world_clip import train_image_encoder
 from training.world_faces import STAGES as FACE_STAGES
-from training.world_faces import WEIGHTS
 from training.world_pipeline import PRESETS, install
 
 STAGES = ("base_model", "image_encoder", *FACE_STAGES)
@@ -40,7 +40,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/world"), help="run folder; an existing one is continued"
     )
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where the finished models go")
+    parser.add_argument("--weights", type=Path, default=EMBEDDED, help="where the finished models go")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     parser.add_argument(
         "--pictures", type=int, help="training pictures of the base model (overrides the preset)"

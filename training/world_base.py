@@ -113,8 +113,12 @@ def train_base_model(
     )
     averages = [copy.deepcopy(network).eval().requires_grad_(False) for network in (denoiser, text_encoder)]
     parameters = [*denoiser.parameters(), *text_encoder.parameters()]
+    groups = [
+        {"params": list(denoiser.parameters()), "share": 1.0},
+        {"params": list(text_encoder.parameters()), "share": config.text_rate},
+    ]
     optimiser = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+        groups, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
     )
     state_path, done = out / "state.safetensors", 0
     networks = {
@@ -176,7 +180,7 @@ def train_base_model(
                 _average_gradients(parameters if train_text else list(denoiser.parameters()), world)
             nn.utils.clip_grad_norm_(parameters, 1.0)
             for group in optimiser.param_groups:
-                group["lr"] = rate_at(done, config)
+                group["lr"] = group["share"] * rate_at(done, config)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             step = config.batch_size * world

@@ -1,4 +1,4 @@
-"""Trains the face models of the synthetic world: python -m training.world_faces --stage detector.
+"""Trains the face models of the synthetic world; called by ``python -m training.train_world``.
 
 Four stages, each resumable and about ten CPU minutes: the detector and the recogniser of the face pack, and
 the two judges (evaluation recogniser, attribute classifier). Measures are on people of the validation split.
@@ -8,7 +8,6 @@ Letters: B pictures, P people, K pictures of one person, E embedding width.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from difflora.faces import FaceAnalyzer
+from difflora.model import EMBEDDED
 from difflora.synthetic.attributes import AttributeClassifier, AttributeConfig
 from difflora.synthetic.detector import DetectorConfig, FaceDetector
 from difflora.synthetic.people import NUM_TRAITS
@@ -33,7 +33,6 @@ from training.face_measures import measure_detector, measure_recogniser
 from training.steps import StepsConfig, run_steps, write_measures
 
 ROOT = Path(__file__).resolve().parents[1]
-WEIGHTS = ROOT / "difflora" / "synthetic" / "weights"
 RUNS = ROOT / "runs" / "world"
 TRAIN_PEOPLE, TRAIN_PICTURES = 6000, 4
 HELD_OUT_PEOPLE, HELD_OUT_PICTURES = 400, 6
@@ -70,7 +69,7 @@ def _pools(out: Path) -> tuple[Pool, Pool]:
 def train_attributes(
     out: Path = RUNS / "attributes",
     device: str = "cpu",
-    weights: Path = WEIGHTS,
+    weights: Path = EMBEDDED,
     config: StepsConfig = PRESETS["attributes"],
 ) -> dict[str, float]:
     """Attribute classifier -> ``weights/evaluation/attributes.safetensors``.
@@ -129,7 +128,7 @@ def _jittered(landmarks: Tensor, generator: torch.Generator, pixels: float = LAN
 def train_recogniser(
     out: Path = RUNS / "recogniser",
     device: str = "cpu",
-    weights: Path = WEIGHTS,
+    weights: Path = EMBEDDED,
     config: StepsConfig = PRESETS["recogniser"],
 ) -> dict[str, float]:
     """Conditioning recogniser -> ``recognition.onnx`` of the face pack.
@@ -164,7 +163,7 @@ def train_recogniser(
 def train_evaluation_recogniser(
     out: Path = RUNS / "evaluation_recogniser",
     device: str = "cpu",
-    weights: Path = WEIGHTS,
+    weights: Path = EMBEDDED,
     config: StepsConfig = PRESETS["evaluation_recogniser"],
 ) -> dict[str, float]:
     """Recogniser that only judges -> ``weights/evaluation/recogniser.safetensors``. Measure: verification."""
@@ -192,7 +191,7 @@ def train_evaluation_recogniser(
 def train_detector(
     out: Path = RUNS / "detector",
     device: str = "cpu",
-    weights: Path = WEIGHTS,
+    weights: Path = EMBEDDED,
     config: StepsConfig = PRESETS["detector"],
 ) -> dict[str, float]:
     """Face detector -> ``detection.onnx`` of the face pack.
@@ -215,30 +214,9 @@ def train_detector(
     return write_measures(out, measures)
 
 
-STAGES = {
+STAGES = {  # in this order: the detector's measures need the recogniser
     "attributes": train_attributes,
     "evaluation_recogniser": train_evaluation_recogniser,
     "recogniser": train_recogniser,
     "detector": train_detector,
 }
-
-
-def main() -> None:
-    """Run one stage, or all of them one after another."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
-    parser.add_argument(
-        "--out", type=Path, default=RUNS, help="work folder; a stage makes its own folder in it"
-    )
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where the finished models go")
-    parser.add_argument("--device", default="cpu")
-    arguments = parser.parse_args()
-    for name, train in STAGES.items():
-        if arguments.stage in (name, "all"):
-            train(arguments.out / name, arguments.device, arguments.weights)
-
-
-if __name__ == "__main__":
-    main()

@@ -36,6 +36,7 @@ class BaseModelConfig:
     text_layers: int = 2
     batch_size: int = 32
     learning_rate: float = 1.2e-3
+    text_rate: float = 0.1  # of the learning rate; at all of it the text encoder forgot most words (LOG.md)
     pictures: int = 1_500_000
     text_pictures: int = 60_000  # then the text encoder is frozen, and steps get cheaper
     decay: float = 0.25  # share of training in which the rate falls to zero

@@ -6,7 +6,7 @@ Letters: B pictures, A attributes, K classes of one attribute.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..files import load_safetensors, save_safetensors
-from .recognisers import PICTURE_PX
+from ..files import load_safetensors
+from .recognisers import PICTURE_PX, save_half
 from .scenes import ATTRIBUTES, Scene
 
 
@@ -92,11 +92,7 @@ class AttributeClassifier(nn.Module):
 
     def save(self, path: str | Path) -> Path:
         """Write weights (float16) and config to a ``.safetensors`` file."""
-        tensors = {
-            name: tensor.half() if tensor.is_floating_point() else tensor
-            for name, tensor in self.state_dict().items()
-        }
-        return save_safetensors(path, tensors, {"config": json.dumps(asdict(self.config))})
+        return save_half(path, self, self.config)
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> AttributeClassifier:

@@ -131,6 +131,15 @@ class Recogniser(nn.Module):
         return self.out(x.flatten(1))  # (B, 512)
 
 
+def save_half(path: str | Path, network: nn.Module, config: object) -> Path:
+    """Write a judge: its weights in float16 and its config dataclass, as ``.safetensors``."""
+    tensors = {
+        name: tensor.half() if tensor.is_floating_point() else tensor
+        for name, tensor in network.state_dict().items()
+    }
+    return save_safetensors(path, tensors, {"config": json.dumps(asdict(config))})  # type: ignore[call-overload]
+
+
 @dataclass(frozen=True)
 class EvaluationRecogniserConfig:
     """A residual net over the whole picture: channels after each halving, and the embedding width."""
@@ -190,11 +199,7 @@ class EvaluationRecogniser(nn.Module):
 
     def save(self, path: str | Path) -> Path:
         """Write weights (float16) and config to a ``.safetensors`` file."""
-        tensors = {
-            name: tensor.half() if tensor.is_floating_point() else tensor
-            for name, tensor in self.state_dict().items()
-        }
-        return save_safetensors(path, tensors, {"config": json.dumps(asdict(self.config))})
+        return save_half(path, self, self.config)
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> EvaluationRecogniser:

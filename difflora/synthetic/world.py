@@ -1,15 +1,12 @@
-"""Where the trained files of the synthetic world are."""
+"""Where the trained files of the synthetic world are; `DiffLoRA.load()` uses the same constants."""
 
-from pathlib import Path
+from ..model import EMBEDDED, EMBEDDED_FACE_PACKS, EMBEDDED_IMAGE_ENCODER
 
-WEIGHTS = Path(__file__).parent / "weights"
-BASE_MODEL = WEIGHTS / "synthetic_base"
+BASE_MODEL = EMBEDDED / "synthetic_base"
 """A diffusers ``StableDiffusionPipeline`` folder; its name is the base model's name in files."""
-FACE_PACK = WEIGHTS / "face_pack" / "models" / "synthetic"
+FACE_PACK = EMBEDDED_FACE_PACKS / "synthetic"
 """A model pack for insightface's ``FaceAnalysis(name="synthetic", root=FACE_PACK.parents[1])``."""
-IMAGE_ENCODER = WEIGHTS / "image_encoder"
-"""A transformers ``CLIPVisionModelWithProjection`` folder."""
-CHECKPOINT = WEIGHTS / "difflora.safetensors"
-"""The DiffLoRA checkpoint that was trained on all of the above."""
-EVALUATION_RECOGNISER = WEIGHTS / "evaluation" / "recogniser.safetensors"
-ATTRIBUTE_CLASSIFIER = WEIGHTS / "evaluation" / "attributes.safetensors"
+IMAGE_ENCODER = EMBEDDED_IMAGE_ENCODER
+"""A ``CLIPVisionModelWithProjection`` folder."""
+EVALUATION_RECOGNISER = EMBEDDED / "evaluation" / "recogniser.safetensors"
+ATTRIBUTE_CLASSIFIER = EMBEDDED / "evaluation" / "attributes.safetensors"

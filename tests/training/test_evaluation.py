@@ -29,7 +29,7 @@ def report():
         curves[name] = {strength: measurement(value * min(strength, 1), 1.0, 0.02) for strength in STRENGTHS}
     summary = summarise(curves, dict.fromkeys(level, 1.0), {"difflora_1": 0.1})
     settings = {"people": PEOPLE, "prompts": PROMPTS, "strengths": list(STRENGTHS)}
-    return {"command": "python -m x", "settings": settings, **summary}
+    return {"command": "python -m x", "machine": "a toaster", "settings": settings, **summary}
 
 
 def test_strength_is_the_most_alike_that_keeps_the_prompts():

@@ -1,8 +1,6 @@
 """Training the DiT in a toy world of linear people: latent loss, image loss, exact resuming."""
 
 import importlib.util
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,14 +111,3 @@ def test_held_out_people_are_never_trained_on() -> None:
     used = set(given.image_people().tolist())
     assert used == set(range(200)) - set(range(18, 20))
     assert given.pool_to_library()[:21].tolist() == [*range(20), -1]
-
-
-@pytest.mark.parametrize("script", ["train_dit", "train_lae"])
-def test_scripts_run_as_a_file(script: str, repository: Path) -> None:
-    if importlib.util.find_spec("difflora.synthetic.world") is None:
-        pytest.skip("the synthetic world is not there yet")
-    out = subprocess.run(
-        [sys.executable, f"training/{script}.py", "--help"], capture_output=True, text=True, cwd=repository
-    )
-    assert out.returncode == 0, out.stderr
-    assert "--library" in out.stdout
