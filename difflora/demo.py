@@ -26,7 +26,7 @@ from .sheet import SheetRow, beside, draw_grid, to_image
 from .synthetic import world
 from .synthetic.judge import Judge
 from .synthetic.people import sample_people
-from .synthetic.renderer import render
+from .synthetic.renderer import PHOTO_PX, render
 from .synthetic.scenes import ATTRIBUTES, Scene, cat_scenes, scene_for
 
 PICTURE_STEPS = 24
@@ -114,7 +114,7 @@ def run_demo(
     watch = Stopwatch(announce)
     with watch.stage("draw the reference photo"):
         traits = sample_people("test", person, 1)  # (1, traits)
-        photo = to_image(render(traits, scene_with(REFERENCE_PHRASES)).pictures[0] * 2 - 1)
+        photo = to_image(render(traits, scene_with(REFERENCE_PHRASES), PHOTO_PX).pictures[0] * 2 - 1)
         atomic_save(out / "reference.png", photo.save)
     with watch.stage("load models"):
         model = DiffLoRA.load(device=device)

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..difflora.synthetic import world
 from ..difflora.synthetic.people import sample_people
-from ..difflora.synthetic.renderer import render
+from ..difflora.synthetic.renderer import PHOTO_PX, render
 from ..difflora.synthetic.scenes import sample_scenes
 from . import _host
 from ._types import CATEGORY
@@ -85,5 +85,5 @@ class SyntheticPhotos(io.ComfyNode):
     def execute(cls, person: int, count: int, scene_seed: int) -> io.NodeOutput:
         """Renders the photos."""
         traits = sample_people("test", person, 1).expand(count, -1)  # (N, I)
-        pictures = render(traits, sample_scenes(count, scene_seed)).pictures  # (N, 3, H, W) in 0..1
+        pictures = render(traits, sample_scenes(count, scene_seed), PHOTO_PX).pictures  # (N, 3, H, W)
         return io.NodeOutput(pictures.movedim(1, -1).contiguous())  # (N, H, W, 3)

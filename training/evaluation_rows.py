@@ -19,7 +19,7 @@ from difflora.errors import CheckpointError, FaceModelError
 from difflora.features import FaceAnalyzer, IdentityFeatures, ImageEncoder, encode_photos
 from difflora.model import DiffLoRA
 from difflora.synthetic.people import sample_people
-from difflora.synthetic.renderer import render
+from difflora.synthetic.renderer import PHOTO_PX, render
 from difflora.synthetic.scenes import Scene, sample_scenes
 from training.lora_library import Library
 from training.photo_pool import photo_features
@@ -85,7 +85,7 @@ def photograph(model: DiffLoRA, split: str, count: int) -> tuple[Tensor, list[Id
 def photos_of(split: str, index: int, count: int) -> Tensor:
     """Random photos of one person: (N, 3, H, W) in [-1, 1]."""
     scenes = sample_scenes(count, PHOTO_SEED[split] + index)
-    return render(sample_people(split, index, 1).expand(count, -1), scenes).pictures * 2 - 1
+    return render(sample_people(split, index, 1).expand(count, -1), scenes, PHOTO_PX).pictures * 2 - 1
 
 
 def as_arrays(pictures: Tensor) -> list[np.ndarray]:

@@ -31,7 +31,7 @@ class Pool:
     """Renders of B = people x K pictures; picture i * K + k shows person i.
 
     Args:
-        pictures: (B, 3, 64, 64) uint8.
+        pictures: (B, 3, H, H) uint8.
         landmarks: (B, 5, 2) pixels.
         boxes: (B, 4) pixels.
         traits: (B, I) in [-1, 1].
@@ -51,7 +51,7 @@ class Pool:
         return self.pictures.shape[0]
 
     def unit(self, index: Tensor) -> Tensor:
-        """(n, 3, 64, 64) float pictures in 0 .. 1."""
+        """(n, 3, H, H) float pictures in 0 .. 1."""
         return self.pictures[index].float() / 255.0
 
     def pairs(self, num_people: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -62,7 +62,7 @@ class Pool:
         return people * self.per_person + first, people * self.per_person + (first + step) % self.per_person
 
 
-def load_pool(folder: Path, split: str, num_people: int, per_person: int) -> Pool:
+def load_pool(folder: Path, split: str, num_people: int, per_person: int, px: int) -> Pool:
     """Render a pool, or read it when the renderer has not changed since.
 
     Args:
@@ -70,12 +70,13 @@ def load_pool(folder: Path, split: str, num_people: int, per_person: int) -> Poo
         split: of ``sample_people``.
         num_people: people ``0 .. num_people`` of the split.
         per_person: pictures K of each, every one in another scene.
+        px: their side.
     """
-    path = folder / f"pool-{split}-{num_people}x{per_person}.safetensors"
+    path = folder / f"pool-{split}-{num_people}x{per_person}-{px}px.safetensors"
     traits = sample_people(split, 0, num_people).repeat_interleave(per_person, 0)  # (B, I)
     # The splits draw different scenes too: a mark of the scene cannot pass for the person.
     scenes = sample_scenes(len(traits), seed=len(split), jitter=1.0)
-    probe = render(traits[:8], scenes[:8])
+    probe = render(traits[:8], scenes[:8], px)
     mark = hashlib.sha256((probe.pictures * 255).round().byte().numpy().tobytes()).hexdigest()[:16]
     if path.is_file():
         tensors, metadata = load_safetensors(path)
@@ -83,7 +84,7 @@ def load_pool(folder: Path, split: str, num_people: int, per_person: int) -> Poo
             return _pool(tensors, traits, per_person)
     parts = []
     for start in tqdm(range(0, len(traits), RENDER_BATCH), desc=f"render {split}", unit_scale=RENDER_BATCH):
-        part = render(traits[start : start + RENDER_BATCH], scenes[start : start + RENDER_BATCH])
+        part = render(traits[start : start + RENDER_BATCH], scenes[start : start + RENDER_BATCH], px)
         parts.append(((part.pictures * 255).round().byte(), part.landmarks, part.boxes))
     pictures, landmarks, boxes = (torch.cat(column) for column in zip(*parts, strict=True))
     tensors = {
@@ -103,6 +104,14 @@ def _pool(tensors: dict[str, Tensor], traits: Tensor, per_person: int) -> Pool:
 
 def _random(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
     return torch.rand(count, generator=generator) * (high - low) + low  # (count,)
+
+
+def coarsen(pictures: Tensor, generator: torch.Generator, share: float = 0.3) -> Tensor:
+    """A share of the pictures (B, 3, H, W) at half their resolution, as small photos are."""
+    rows = torch.rand(len(pictures), generator=generator) < share  # (B,)
+    half = functional.avg_pool2d(pictures, 2)  # (B, 3, H / 2, W / 2)
+    full = functional.interpolate(half, scale_factor=2.0, mode="bilinear", align_corners=False)
+    return torch.where(rows[:, None, None, None], full, pictures)  # (B, 3, H, W)
 
 
 def degrade(pictures: Tensor, generator: torch.Generator) -> Tensor:
@@ -187,7 +196,7 @@ def compose(pool: Pool, count: int, generator: torch.Generator, side: int = CANV
     line = torch.arange(side) + 0.5
     for slot in range(SLOTS):
         index = torch.randint(len(pool), (count,), generator=generator)
-        pictures = pool.unit(index)  # (B, 3, 64, 64)
+        pictures = coarsen(pool.unit(index), generator)  # (B, 3, px, px)
         px = pictures.shape[-1]
         shuffled = mode > 0.86
         pictures[shuffled] = _shuffle_patches(pictures[shuffled], generator)
@@ -198,7 +207,7 @@ def compose(pool: Pool, count: int, generator: torch.Generator, side: int = CANV
             | (shuffled & (slot < 2))
         )
         # faces of 22 .. 140 px: a face is about half of its picture
-        scale = torch.exp(_random(count, -0.3, 1.35, generator)) * side / CANVAS_PX  # (B,)
+        scale = torch.exp(_random(count, -0.3, 1.35, generator)) * (64 / px) * (side / CANVAS_PX)  # (B,)
         scale = torch.where(whole, torch.full_like(scale, side / px), scale)
         room = side - scale * px * 0.7  # pictures may leave the canvas
         corner = (

@@ -73,14 +73,14 @@ def measure_detector(analyzer: FaceAnalyzer, pool: Pool, count: int = 600) -> di
     found, extra, errors = 0, 0, []
     embeddings, aligned = [], []
     rows = torch.arange(min(count, len(pool)))
-    pictures = pool.pictures.permute(0, 2, 3, 1).numpy()  # (B, 64, 64, 3)
+    pictures = pool.pictures.permute(0, 2, 3, 1).numpy()  # (B, H, W, 3)
     for row in rows.tolist():
         faces = analyzer.detect(pictures[row])
         hit = bool(faces) and _iou(np.array(faces[0].box), pool.boxes[row].numpy()) > 0.5
         found, extra = found + hit, extra + (len(faces) > 1)
         if hit:
             difference = np.array(faces[0].landmarks) - pool.landmarks[row].numpy()  # (5, 2)
-            errors.append(np.linalg.norm(difference, axis=1).mean())
+            errors.append(np.linalg.norm(difference, axis=1).mean() / pictures.shape[1])
             embeddings.append(analyzer.embed([pictures[row]], np.array([faces[0].landmarks])))
             aligned.append(analyzer.embed([pictures[row]], pool.landmarks[row : row + 1].numpy()))
     canvases = compose(pool, count // 5, torch.Generator().manual_seed(0), side=256)
@@ -97,7 +97,7 @@ def measure_detector(analyzer: FaceAnalyzer, pool: Pool, count: int = 600) -> di
     return {
         "recall": found / len(rows),
         "portraits_with_extra_faces": extra / len(rows),
-        "landmark_error_px_of_64": float(np.mean(errors)) if errors else float("nan"),
+        "landmark_error_of_side": float(np.mean(errors)) if errors else float("nan"),
         "cosine_of_detected_and_exact_alignment": (torch.cat(embeddings) * torch.cat(aligned))
         .sum(-1)
         .mean()

@@ -19,7 +19,7 @@ from difflora.errors import NoFaceError
 from difflora.features import FaceAnalyzer, ImageEncoder, crop_face
 from difflora.files import load_safetensors, save_safetensors
 from difflora.synthetic.people import sample_people
-from difflora.synthetic.renderer import render
+from difflora.synthetic.renderer import PHOTO_PX, render
 from difflora.synthetic.scenes import sample_scenes
 from training.common import open_run, progress_bar
 from training.pictures import People
@@ -164,13 +164,15 @@ def build_pool(
     Raises:
         CheckpointError: the folder caches other people, or features of other models.
     """
+    size = base.decode(torch.zeros(1, *base.latent_shape, device=base.device)).shape[-1]  # pixels
+    photo_size = max(size, PHOTO_PX)
     models = {
+        "photo_px": photo_size,
         "encoders": base.encoders_fingerprint,
         "face_pack": face_analyzer.name,
         "image_encoder": image_encoder.folder.name,
     }
     open_run(folder, {"people": people.description(), **models})
-    size = base.decode(torch.zeros(1, *base.latent_shape, device=base.device)).shape[-1]  # pixels
     bar = progress_bar(count, f"photos ({folder.name})")
     shards, prompts = [], []
     for start in range(0, count, SHARD_PEOPLE):
@@ -178,8 +180,9 @@ def build_pool(
         path = folder / f"photos-{start:06d}-{len(indices)}.safetensors"
         if not path.is_file():
             with torch.no_grad():
-                pictures, texts = people.pictures(indices, size)  # (m, F, 3, S, S)
-                tensors = encode_pictures(pictures, base, face_analyzer, image_encoder)
+                photos, texts = people.pictures(indices, photo_size)  # (m, F, 3, S', S')
+                pictures = photos if size == photo_size else people.pictures(indices, size)[0]
+                tensors = encode_pictures(photos, pictures, base, face_analyzer, image_encoder)
             save_safetensors(
                 path, tensors | {"people": torch.tensor(indices)}, {"prompts": json.dumps(texts)}
             )
@@ -199,13 +202,19 @@ def build_pool(
 
 
 def encode_pictures(
-    pictures: Tensor, base: BaseModel, face_analyzer: FaceAnalyzer, image_encoder: ImageEncoder
+    photos: Tensor,
+    pictures: Tensor,
+    base: BaseModel,
+    face_analyzer: FaceAnalyzer,
+    image_encoder: ImageEncoder,
 ) -> dict[str, Tensor]:
-    """What the encoders say about pictures (m, F, 3, S, S) in [-1, 1]: tensors (m, F, ...), float16."""
-    flat = pictures.flatten(0, 1)  # (m*F, 3, S, S)
-    photos = list(((flat + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())  # m*F of (S, S, 3)
-    face, image, valid = photo_features(photos, face_analyzer, image_encoder)  # (m*F, 512), (m*F, C), (m*F,)
-    latents = base.encode_images(flat)  # (m*F, Cl, h, w)
+    """Features of photos (m, F, 3, S', S') and latents of the same as pictures (m, F, 3, S, S): float16.
+
+    Both are in [-1, 1]; only the pictures have the size that the base model draws.
+    """
+    pixels = ((photos.flatten(0, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)  # (m*F, S', S', 3)
+    face, image, valid = photo_features(list(pixels.cpu().numpy()), face_analyzer, image_encoder)
+    latents = base.encode_images(pictures.flatten(0, 1))  # (m*F, Cl, h, w)
     tensors = {
         "face": face.half(),
         "image": image.half(),

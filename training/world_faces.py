@@ -20,13 +20,15 @@ from difflora.synthetic.attributes import AttributeClassifier, AttributeConfig
 from difflora.synthetic.detector import DetectorConfig, FaceDetector
 from difflora.synthetic.people import NUM_TRAITS
 from difflora.synthetic.recognisers import (
+    PICTURE_PX,
     EvaluationRecogniser,
     EvaluationRecogniserConfig,
     Recogniser,
     RecogniserConfig,
     align,
 )
-from training.face_data import Pool, compose, degrade, load_pool, shake
+from difflora.synthetic.renderer import PHOTO_PX
+from training.face_data import Pool, coarsen, compose, degrade, load_pool, shake
 from training.face_export import export_detector, export_recogniser
 from training.face_losses import angular_margin_loss, detector_loss, spread_loss
 from training.face_measures import measure_detector, measure_recogniser
@@ -48,8 +50,9 @@ PRESETS = {
 pictures."""
 ATTRIBUTE_WEIGHT = {"expression": 4.0}
 """The others are learned within a hundred steps."""
-LANDMARK_JITTER = 0.5
-"""Standard deviation in pixels of a 64 px picture: about what the detector is off by."""
+LANDMARK_JITTER = 0.01
+"""Standard deviation in sides of the photo, of all landmarks together and once more of each: about what the
+detector is off by."""
 MARGIN = 0.35
 """Radians between pictures of one person and of others, reached after 40 % of the steps."""
 SPREAD_WEIGHT = 4.0
@@ -58,11 +61,11 @@ TRAIT_WEIGHT = 15.0
 of eyes, nose and mouth, which tell few people of a batch apart: see training/LOG.md."""
 
 
-def _pools(out: Path) -> tuple[Pool, Pool]:
+def _pools(out: Path, px: int) -> tuple[Pool, Pool]:
     folder = out.parent / "faces"
     return (
-        load_pool(folder, "train", TRAIN_PEOPLE, TRAIN_PICTURES),
-        load_pool(folder, "validation", HELD_OUT_PEOPLE, HELD_OUT_PICTURES),
+        load_pool(folder, "train", TRAIN_PEOPLE, TRAIN_PICTURES, px),
+        load_pool(folder, "validation", HELD_OUT_PEOPLE, HELD_OUT_PICTURES, px),
     )
 
 
@@ -76,7 +79,7 @@ def train_attributes(
 
     Its measure is the accuracy per attribute.
     """
-    train, held_out = _pools(out)
+    train, held_out = _pools(out, PICTURE_PX)
     torch.manual_seed(config.seed)
     model = AttributeClassifier(AttributeConfig(depth=2)).to(device, memory_format=torch.channels_last)
 
@@ -121,8 +124,10 @@ class _WithTraits(nn.Module):
         return identity + SPREAD_WEIGHT * spread_loss(first, second) + TRAIT_WEIGHT * reading
 
 
-def _jittered(landmarks: Tensor, generator: torch.Generator, pixels: float = LANDMARK_JITTER) -> Tensor:
-    return landmarks + pixels * torch.randn(landmarks.shape, generator=generator)  # (B, 5, 2)
+def _jittered(landmarks: Tensor, generator: torch.Generator) -> Tensor:
+    each = torch.randn(landmarks.shape, generator=generator)  # (B, 5, 2)
+    together = torch.randn(len(landmarks), 1, 2, generator=generator)  # (B, 1, 2)
+    return landmarks + LANDMARK_JITTER * PHOTO_PX * (each + together)
 
 
 def train_recogniser(
@@ -135,14 +140,14 @@ def train_recogniser(
 
     Its measure is the verification of unseen people.
     """
-    train, held_out = _pools(out)
+    train, held_out = _pools(out, PHOTO_PX)
     torch.manual_seed(config.seed)
     shape = RecogniserConfig()
     model = _WithTraits(Recogniser(shape), shape.width).to(device).to(memory_format=torch.channels_last)
 
     def step(generator: torch.Generator, progress: float) -> Tensor:
         index = torch.cat(train.pairs(config.batch, generator))  # (2 P,)
-        pictures = degrade(train.unit(index), generator)  # (2 P, 3, 64, 64)
+        pictures = degrade(coarsen(train.unit(index), generator), generator)  # (2 P, 3, 128, 128)
         crops = align(pictures, _jittered(train.landmarks[index], generator)) * 2 - 1  # (2 P, 3, 112, 112)
         crops = crops.to(device, memory_format=torch.channels_last)
         return model.loss(crops, train.traits[index].to(device), progress)
@@ -167,7 +172,7 @@ def train_evaluation_recogniser(
     config: StepsConfig = PRESETS["evaluation_recogniser"],
 ) -> dict[str, float]:
     """Recogniser that only judges -> ``weights/evaluation/recogniser.safetensors``. Measure: verification."""
-    train, held_out = _pools(out)
+    train, held_out = _pools(out, PICTURE_PX)
     torch.manual_seed(config.seed)
     shape = EvaluationRecogniserConfig()
     model = (
@@ -198,7 +203,7 @@ def train_detector(
 
     Its measures are recall, landmark error and false alarms, all through insightface.
     """
-    train, held_out = _pools(out)
+    train, held_out = _pools(out, PHOTO_PX)
     torch.manual_seed(config.seed)
     model = FaceDetector(DetectorConfig()).to(device).to(memory_format=torch.channels_last)
 

@@ -17,6 +17,8 @@ from .outfit_layers import back_hair, background, body, ears, front_hair, glasse
 from .people import NUM_TRAITS
 from .scenes import Scene
 
+PHOTO_PX = 128
+"""Side of a reference photo: like real ones, it shows more than the base model draws."""
 CHUNK = 32  # pictures drawn at once: keeps the planes in the cache; measured fastest of 8..128
 LAYERS = (
     *(back_hair, body, ears, head, cheeks, beard, mouth, nose, eyes),

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from difflora.layout import LoraLayout, ModuleSpec, init_shared_down
+from difflora.synthetic.renderer import PHOTO_PX
 from training.evaluation_rows import REGULARISERS, Controls, photos_of
 from training.lora_library import Library
 
@@ -44,5 +45,5 @@ def test_ridge_finds_the_linear_map(world):
 def test_photos_of_a_person_repeat_and_differ_between_people():
     first = photos_of("test", 3, 2)
     assert torch.equal(first, photos_of("test", 3, 2))
-    assert first.shape == (2, 3, 64, 64) and -1 <= first.min() and first.max() <= 1
+    assert first.shape == (2, 3, PHOTO_PX, PHOTO_PX) and -1 <= first.min() and first.max() <= 1
     assert not torch.allclose(first, photos_of("test", 4, 2))

@@ -4,19 +4,19 @@ import pytest
 import torch
 
 from difflora.synthetic.detector import FACE_SIDES, STRIDES, anchors
-from training.face_data import Canvases, assign, backdrops, compose, degrade, load_pool, shake
+from training.face_data import Canvases, assign, backdrops, coarsen, compose, degrade, load_pool, shake
 
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory):
-    return load_pool(tmp_path_factory.mktemp("pool"), "validation", 4, 3)
+    return load_pool(tmp_path_factory.mktemp("pool"), "validation", 4, 3, 64)
 
 
 def test_a_pool_is_read_back_as_it_was_rendered(pool, tmp_path) -> None:
-    first = load_pool(tmp_path, "validation", 4, 3)
+    first = load_pool(tmp_path, "validation", 4, 3, 64)
     (path,) = tmp_path.iterdir()
     stamp = path.stat().st_mtime_ns
-    again = load_pool(tmp_path, "validation", 4, 3)
+    again = load_pool(tmp_path, "validation", 4, 3, 64)
     assert path.stat().st_mtime_ns == stamp
     assert torch.equal(first.pictures, again.pictures) and torch.equal(pool.pictures, again.pictures)
     assert torch.equal(again.traits[0], again.traits[2]) and not torch.equal(again.traits[2], again.traits[3])
@@ -68,3 +68,11 @@ def test_each_face_goes_to_anchors_of_its_size() -> None:
     hidden = assign(Canvases(canvases.pictures, canvases.boxes, canvases.landmarks, -torch.ones(6, 1)))
     assert not (hidden.label == 1).any()
     assert (hidden.label == -1).any(dim=1).all()
+
+
+def test_coarse_pictures_are_half_as_sharp(pool, generator: torch.Generator) -> None:
+    pictures = pool.unit(torch.arange(12))
+    coarse = coarsen(pictures, generator, share=0.5)
+    changed = (coarse != pictures).flatten(1).any(1)
+    assert 0 < changed.sum() < 12
+    assert coarse.diff(dim=-1).abs().mean() < pictures.diff(dim=-1).abs().mean()
