@@ -8,8 +8,13 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import DiffLoRAError
+
+if TYPE_CHECKING:
+    from .features import IdentityFeatures
+    from .model import DiffLoRA
 
 USER_ERROR = 2
 LONGEST_ERROR = 600
@@ -42,6 +47,10 @@ def build_parser() -> argparse.ArgumentParser:
     person.add_argument("--face-pack", type=Path, help="folder of an insightface model pack")
     person.add_argument("--image-encoder", type=Path, help="folder of a CLIP vision model")
     person.add_argument("--steps", type=int, help="sampling steps (default: what the checkpoint recommends)")
+    person.add_argument(
+        "--candidates", type=int, default=1, metavar="N", help="sample N LoRAs, keep the one most alike"
+    )
+    person.add_argument("--base", type=Path, help="pipeline folder that draws candidates (synthetic world's)")
     person.add_argument("--guidance", type=float, help="1 is plain sampling, more exaggerates the likeness")
     return parser
 
@@ -79,11 +88,27 @@ def personalize(args: argparse.Namespace) -> None:
     features = model.encode(args.photos)
     for face in features.faces:
         print(f"{args.photos[face.photo]}: {face.reason}")
-    chosen = {"num_steps": args.steps, "guidance_scale": args.guidance}
-    lora = model.generate(features, seed=args.seed, **{k: v for k, v in chosen.items() if v is not None})
-    lora.save(args.out)
+    seed, noise_scale = args.seed, None
+    if args.candidates > 1:
+        seed, noise_scale = best_seed(args, model, features)
+    model.generate(features, seed, args.steps, args.guidance, noise_scale).save(args.out)
     base_model, strength = model.checkpoint.base_model, model.recommended.strength
     print(f"wrote {args.out}: for {base_model}, best at strength {strength:g}")
+
+
+def best_seed(args: argparse.Namespace, model: DiffLoRA, features: IdentityFeatures) -> tuple[int, float]:
+    """Seed and noise scale of the candidate that looks most like the photos; shows the ranking."""
+    silence("transformers")
+    silence("diffusers")
+    from .base_model import BaseModel
+    from .candidates import rank_candidates
+    from .synthetic.world import BASE_MODEL
+
+    base = BaseModel.load(args.base or BASE_MODEL, device=choose_device(args.device))
+    ranking = rank_candidates(model, base, [features], args.candidates, args.seed, args.steps, args.guidance)
+    for place in ranking.similarity[0].argsort(descending=True).tolist():
+        print(f"seed {ranking.seeds[place]}: likeness {ranking.similarity[0, place]:.3f}")
+    return ranking.seeds[ranking.best[0]], ranking.noise_scale
 
 
 def silence(package: str) -> None:

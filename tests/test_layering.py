@@ -24,7 +24,7 @@ FLOW = (
         "diffusion",
         "hypernetwork",
     ),
-    *("checkpoint", "model", "controls"),
+    *("checkpoint", "model", "candidates", "controls"),
     # the embedded world, a user of the library like any other
     *("synthetic.people", "synthetic.scenes", "synthetic.captions", "synthetic.shapes"),
     *("synthetic.figure", "synthetic.face_layers", "synthetic.outfit_layers", "synthetic.renderer"),

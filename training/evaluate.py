@@ -148,18 +148,18 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
     controls = Controls(library, features, valid, model.checkpoint.networks.config.mif.face_width)
 
     panel, _ = open_panel(model, "validation", options.validation_people, options.prompts)
-    rows, _ = all_rows(model, controls, panel, trained["validation"], options.seed)
+    rows, _ = all_rows(model, base, controls, panel, trained["validation"], options.seed)
     curves = measure_split("validation", {BASE_ROW: None, **rows}, options, fingerprints["validation"])
     strengths, regulariser = choose(curves)
     say(f"chosen on validation people: regulariser {regulariser:g}, strengths {strengths}")
 
     panel, encoding_seconds = open_panel(model, "test", options.people, options.prompts)
-    rows, seconds = all_rows(model, controls, panel, trained["test"], options.seed)
+    rows, seconds = all_rows(model, base, controls, panel, trained["test"], options.seed)
     rows["ridge"], seconds["ridge"] = rows[ridge_name(regulariser)], seconds[ridge_name(regulariser)]
     rows = {name: flat for name, flat in rows.items() if not name.startswith("ridge_")}
     rows = {BASE_ROW: None, TRUE_ROW: None, **rows}
     curves = measure_split("test", rows, options, fingerprints["test"])
-    for name in ("nearest_lora", "ridge", "difflora_1", "difflora_4"):
+    for name in ("nearest_lora", "ridge", "difflora_1", "difflora_best", "difflora_4"):
         seconds[name] += encoding_seconds
     if (trained_seconds := training_seconds(options.loras, "test")) is not None:
         seconds["trained_lora"] = trained_seconds

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -18,9 +19,9 @@ from torch import Tensor
 
 from difflora.base_model import BaseModel
 from difflora.batched import batched_lora
+from difflora.candidates import embed_pictures
 from difflora.checkpoint import load_checkpoint
 from difflora.diffusion import draw_noise
-from difflora.errors import NoFaceError
 from difflora.faces import FaceAnalyzer
 from difflora.files import load_safetensors
 from difflora.layout import LoraLayout, SharedDown
@@ -29,15 +30,13 @@ from difflora.synthetic.people import sample_people
 from difflora.synthetic.renderer import render
 from difflora.synthetic.scenes import sample_scenes
 from training.common import progress_bar
-from training.evaluation_rows import as_arrays, prompt_scenes
+from training.evaluation_rows import prompt_scenes
 from training.evaluation_scores import Measurement
 
 BASE_ROW, TRUE_ROW = "base_model", "true_renders"
 PEOPLE_AT_ONCE = 8
 TRUE_SEED = 900_000
 """Scenes' jitter of the true renders that mark the ceiling."""
-EMBEDDING_WIDTH = 512
-"""Of every insightface recogniser."""
 
 
 @dataclass(frozen=True)
@@ -96,22 +95,13 @@ class ConditioningLikeness:
 
     def targets(self, traits: Tensor) -> Tensor:
         """See `Likeness`."""
-        return mean_embeddings(traits, self.embed)  # (B, 512)
+        return mean_embeddings(traits, partial(embed_pictures, self.face_analyzer))  # (B, 512)
 
     def similarity(self, pictures: Tensor, targets: Tensor) -> Tensor:
         """See `Likeness`; a picture in which no face is found counts 0."""
-        embedding = self.embed(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2])  # (B, K, 512)
+        embedding = embed_pictures(self.face_analyzer, pictures.flatten(0, 1))  # (B*K, 512)
+        embedding = embedding.unflatten(0, pictures.shape[:2])  # (B, K, 512)
         return (embedding * targets[:, None]).sum(dim=-1)  # (B, K)
-
-    def embed(self, pictures: Tensor) -> Tensor:
-        """Pictures (n, 3, H, W) in [-1, 1] -> unit embeddings (n, 512), zero where no face is found."""
-        embeddings = torch.zeros(len(pictures), EMBEDDING_WIDTH)
-        try:
-            found, reports = self.face_analyzer.analyze(as_arrays(pictures), on_missing="skip")
-        except NoFaceError:  # in none of them
-            return embeddings
-        embeddings[[report.photo for report in reports if report.used]] = found
-        return embeddings
 
 
 @dataclass(frozen=True, eq=False)

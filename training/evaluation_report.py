@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from difflora.candidates import NUM_CANDIDATES
 from difflora.files import atomic_save
 from difflora.sheet import SheetRow, draw_grid, to_image
 from training.evaluation_scores import MAX_ACCURACY_LOSS, Measurement
@@ -25,6 +26,7 @@ LABELS = {
     "ridge": "ridge regression onto PCA coefficients",
     "lae_trained": "trained LoRA through the LAE",
     "difflora_1": "**DiffLoRA, one photo**",
+    "difflora_best": f"DiffLoRA, one photo, best of {NUM_CANDIDATES}",
     "difflora_4": "DiffLoRA, four photos",
     "trained_lora": "LoRA trained on the person (oracle)",
     "true_renders": "other renders of the person (ceiling)",
@@ -36,6 +38,7 @@ HEADINGS = {
     "ridge": "ridge",
     "lae_trained": "LAE(trained)",
     "difflora_1": "DiffLoRA",
+    "difflora_best": f"best of {NUM_CANDIDATES}",
     "difflora_4": "DiffLoRA, 4",
     "trained_lora": "trained",
     "true_renders": "true",
@@ -57,6 +60,8 @@ Written by `{command}` on one machine ({machine}), with
 - *Strength*: the most alike on validation people, who are in neither training nor test, by the conditioning
   recogniser (the evaluation recogniser selects nothing), among those that cost at most {loss:.0%} of prompt
   accuracy. The regulariser of ridge regression is chosen the same way.
+- *Best of n*: n LoRAs from different seeds; the conditioning recogniser keeps the one whose pictures look
+  most like the photo. The seconds include drawing them.
 - All rows share prompts and noise. Nearest, ridge and DiffLoRA-one-photo see the same photo.
 
 ![Test people in rows, methods in columns](images/evaluation.png)

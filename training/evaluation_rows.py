@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from difflora.base_model import BaseModel
+from difflora.candidates import rank_candidates
 from difflora.controls import PrincipalComponents, RidgeRegression, mean_lora, nearest_lora
 from difflora.errors import CheckpointError, FaceModelError
 from difflora.features import FaceAnalyzer, IdentityFeatures, ImageEncoder, encode_photos
@@ -175,12 +177,13 @@ def ridge_name(regulariser: float) -> str:
 
 
 def all_rows(
-    model: DiffLoRA, controls: Controls, panel: Panel, trained: Tensor, seed: int
+    model: DiffLoRA, base: BaseModel, controls: Controls, panel: Panel, trained: Tensor, seed: int
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Every method's LoRAs.
 
     Args:
         model: DiffLoRA.
+        base: draws the candidates of best-of-n.
         controls: fitted controls.
         panel: B people.
         trained: (B, P) LoRAs trained on them.
@@ -198,6 +201,7 @@ def all_rows(
         **{ridge_name(r): lambda r=r: controls.ridge(photo, r) for r in REGULARISERS},
         "lae_trained": lambda: networks.decode_latents(networks.encode_loras(trained)),
         "difflora_1": lambda: model.generate_weights(one, seed=seed),
+        "difflora_best": lambda: rank_candidates(model, base, one, seed=seed).best_weights,
         "difflora_4": lambda: model.generate_weights(panel.features, seed=seed),
     }
     rows, seconds = {}, {}

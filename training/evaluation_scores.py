@@ -126,7 +126,10 @@ def summarise(
         }
     comparisons = {
         f"difflora_1 - {name}": with_error(people["difflora_1"] - people[name])
-        for name in ("mean_lora", "nearest_lora", "ridge", "lae_trained", "trained_lora", "difflora_4")
+        for name in (
+            *("mean_lora", "nearest_lora", "ridge", "lae_trained", "trained_lora"),
+            *("difflora_best", "difflora_4"),
+        )
     }
     return {"rows": rows, "comparisons": comparisons, "floor": floor(rows, comparisons)}
 

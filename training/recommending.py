@@ -11,12 +11,13 @@ from torch.nn.functional import normalize
 
 from difflora.base_model import BaseModel
 from difflora.batched import batched_lora
+from difflora.candidates import embed_pictures
 from difflora.checkpoint import Checkpoint, Recommended
 from difflora.diffusion import draw_noise
-from difflora.features import FaceAnalyzer, ImageEncoder
+from difflora.features import FaceAnalyzer
 from training.common import progress_bar, say
 from training.image_loss import picture_losses
-from training.photo_pool import PhotoPool, choose_photos, photo_features
+from training.photo_pool import PhotoPool, choose_photos
 
 STRENGTHS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 NOISE_SCALES = (0.0, 1.0)
@@ -30,7 +31,6 @@ def recommend(
     base: BaseModel,
     pool: PhotoPool,
     face_analyzer: FaceAnalyzer,
-    image_encoder: ImageEncoder,
 ) -> Recommended:
     """The settings whose pictures look most like the person, and that the base model's own loss forgives.
 
@@ -42,7 +42,6 @@ def recommend(
         base: draws.
         pool: validation people.
         face_analyzer: measures likeness.
-        image_encoder: needed beside it.
 
     Returns:
         The best settings.
@@ -77,27 +76,17 @@ def recommend(
             for strength in STRENGTHS:
                 with batched_lora(base.denoiser, networks.layout, flat, checkpoint.shared_down, strength):
                     drawn = base.decode(base.sample(prompts, noise, PICTURE_STEPS))  # (B*K, 3, H, W)
-                face, valid = embed(drawn, face_analyzer, image_encoder)  # (B*K, 512), (B*K,)
+                face = embed_pictures(face_analyzer, drawn)  # (B*K, 512)
                 similarity = (face * person.cpu().repeat_interleave(PICTURES, dim=0)).sum(dim=-1)  # (B*K,)
                 mean = float(similarity.mean())  # no face: 0
+                found = float(face.any(dim=1).float().mean())
                 loss = loss_of(flat, strength)
                 say(
-                    f"noise {noise_scale:g} strength {strength:g}: similarity {mean:.3f}, faces "
-                    f"{float(valid.float().mean()):.2f}, picture loss {loss:.4f} (base {base_loss:.4f})"
+                    f"noise {noise_scale:g} strength {strength:g}: similarity {mean:.3f}, faces {found:.2f}, "
+                    f"picture loss {loss:.4f} (base {base_loss:.4f})"
                 )
                 if mean > best_similarity and loss <= base_loss:
                     best_similarity = mean
                     best = Recommended(strength, plain.num_steps, plain.guidance_scale, noise_scale)
                 bar.update(1)
     return best
-
-
-def embed(
-    pictures: Tensor, face_analyzer: FaceAnalyzer, image_encoder: ImageEncoder
-) -> tuple[Tensor, Tensor]:
-    """Pictures (n, 3, H, W) in [-1, 1] -> face embeddings (n, 512), zero without a face, and valid (n,)."""
-    photos = list(
-        ((pictures.float() + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    )  # (H, W, 3)
-    face, _, valid = photo_features(photos, face_analyzer, image_encoder)
-    return face, valid

@@ -405,7 +405,7 @@ def main(arguments: list[str] | None = None) -> None:
     path = options.checkpoint or options.out / "difflora.safetensors"
     dtype = torch.float16 if options.float16 else torch.float32
     save_checkpoint(path, checkpoint, dtype)  # before the choice: nothing is lost if it fails
-    best = recommend(checkpoint, base, data.validation, face_analyzer, image_encoder)
+    best = recommend(checkpoint, base, data.validation, face_analyzer)
     save_checkpoint(path, replace(checkpoint, recommended=best), dtype)
     plot_metrics(options.out / "metrics.jsonl", options.out / "loss.png", ("latent_loss", "image_loss"))
     plot_metrics(

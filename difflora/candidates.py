@@ -1,0 +1,144 @@
+"""Draw several LoRAs of a person and keep the one whose pictures look most like the photos.
+
+A sampler can be asked again, a regressor cannot. The recogniser that conditions also ranks, so that likeness
+has to be measured by another one.
+
+Letters: B people, n candidates of each, K pictures of each candidate, P parameters of one LoRA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .base_model import BaseModel
+from .batched import batched_lora
+from .diffusion import Progress, draw_noise
+from .errors import DiffLoRAError, FaceModelError, NoFaceError
+from .faces import FaceAnalyzer
+from .features import IdentityFeatures
+from .model import DiffLoRA
+
+NUM_CANDIDATES = 8
+PROMPT = "a photo of a person"
+NUM_PICTURES = 4
+PICTURE_STEPS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """Candidates and how much their pictures look like the photos.
+
+    Args:
+        seeds: n seeds of the sampler; `DiffLoRA.generate` with one of them and the same `noise_scale` gives
+            that candidate again.
+        noise_scale: that they were sampled with.
+        flat_weights: (B, n, P).
+        similarity: (B, n), mean cosine between the person's photos and K pictures of the candidate.
+    """
+
+    seeds: tuple[int, ...]
+    noise_scale: float
+    flat_weights: Tensor
+    similarity: Tensor
+
+    @property
+    def best(self) -> Tensor:
+        """(B,) index of each person's best candidate."""
+        return self.similarity.argmax(dim=1)
+
+    @property
+    def best_weights(self) -> Tensor:
+        """(B, P) flat weights of the best candidates."""
+        return self.flat_weights[torch.arange(len(self.best)), self.best]
+
+
+@torch.no_grad()
+def rank_candidates(
+    model: DiffLoRA,
+    base: BaseModel,
+    people: Sequence[IdentityFeatures],
+    num_candidates: int = NUM_CANDIDATES,
+    seed: int = 0,
+    num_steps: int | None = None,
+    guidance_scale: float | None = None,
+    noise_scale: float = 1.0,
+    prompt: str = PROMPT,
+    progress: Progress | None = None,
+) -> Ranking:
+    """Sample LoRAs with seeds seed .. seed + n - 1, draw with each, compare with the photos.
+
+    Args:
+        model: with face models; its recommended strength is used.
+        base: the base model of its checkpoint.
+        people: features of B people.
+        num_candidates: n >= 1.
+        seed: the first one.
+        num_steps: of the LoRA's sampler, as in `DiffLoRA.generate`.
+        guidance_scale: likewise.
+        noise_scale: likewise; at 0 all candidates would be the same.
+        prompt: what is drawn, `NUM_PICTURES` times; all candidates of everybody share the noise.
+        progress: called with (candidates ranked, B * n) after each person.
+
+    Returns:
+        The candidates, on the CPU, in the order of their seeds.
+
+    Raises:
+        DiffLoRAError: fewer than one candidate, or noise_scale 0.
+        FaceModelError: the model was loaded without face models.
+        LayoutError: the base model is not the checkpoint's.
+    """
+    if num_candidates < 1 or noise_scale == 0.0:
+        raise DiffLoRAError(
+            f"{num_candidates} candidates at noise scale {noise_scale:g}: ranking needs at least one, and a "
+            "noise scale above 0, else all are the same"
+        )
+    if model.face_analyzer is None:
+        raise FaceModelError("ranking compares faces: load the model with face_pack= and image_encoder=")
+    seeds = tuple(range(seed, seed + num_candidates))
+    flat = torch.stack(
+        [model.generate_weights(people, number, num_steps, guidance_scale, noise_scale) for number in seeds],
+        dim=1,
+    )  # (B, n, P)
+    generator = torch.Generator().manual_seed(seed)
+    noise = draw_noise((NUM_PICTURES, *base.latent_shape), generator, base.device)  # (K, C, h, w)
+    noise = noise.repeat(num_candidates, 1, 1, 1)  # (n*K, C, h, w)
+    prompts = base.encode_prompts([prompt]).expand(len(noise), -1, -1)  # (n*K, L, W)
+    similarity = torch.zeros(len(people), num_candidates)
+    for index, features in enumerate(people):
+        weights = flat[index].to(base.device)  # (n, P)
+        strength = model.recommended.strength
+        with batched_lora(base.denoiser, model.layout, weights, model.shared_down, strength):
+            pictures = base.decode(base.sample(prompts, noise, PICTURE_STEPS))  # (n*K, 3, H, W)
+        person = functional.normalize(features.face_embedding.float().mean(dim=0), dim=0)  # (512,)
+        cosine = embed_pictures(model.face_analyzer, pictures) @ person.cpu()  # (n*K,)
+        similarity[index] = cosine.view(num_candidates, NUM_PICTURES).mean(dim=1)
+        if progress is not None:
+            progress((index + 1) * num_candidates, len(people) * num_candidates)
+    return Ranking(seeds, noise_scale, flat.cpu(), similarity)
+
+
+def embed_pictures(face_analyzer: FaceAnalyzer, pictures: Tensor) -> Tensor:
+    """Face embeddings of drawn pictures.
+
+    Args:
+        face_analyzer: finds and embeds the largest face of each.
+        pictures: (n, 3, H, W) in [-1, 1].
+
+    Returns:
+        (n, 512) unit rows on the CPU, zero where no face is found.
+    """
+    pixels = ((pictures.float() + 1) * 127.5).round().clamp(0, 255).byte()  # (n, 3, H, W)
+    embeddings = torch.zeros(len(pictures), 512)  # the width of every insightface recogniser
+    try:
+        found, reports = face_analyzer.analyze(
+            list(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()), on_missing="skip"
+        )
+    except NoFaceError:  # in none of them
+        return embeddings
+    embeddings[[report.photo for report in reports if report.used]] = found
+    return embeddings
