@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .features import IdentityFeatures
     from .layout import LoraLayout
     from .lora import Lora
+    from .lora_edit import merge_loras, resize_lora, scale_blocks
+    from .lora_metadata import describe_lora
     from .model import DiffLoRA
     from .patch import apply_lora
 
@@ -39,6 +41,10 @@ __all__ = [
     "NoFaceError",
     "PhotoError",
     "apply_lora",
+    "describe_lora",
+    "merge_loras",
+    "resize_lora",
+    "scale_blocks",
 ]
 
 
@@ -52,6 +58,10 @@ def _module_of(name: str) -> str:
         "Lora": ".lora",
         "LoraLayout": ".layout",
         "apply_lora": ".patch",
+        "describe_lora": ".lora_metadata",
+        "merge_loras": ".lora_edit",
+        "resize_lora": ".lora_edit",
+        "scale_blocks": ".lora_edit",
     }[name]
 
 

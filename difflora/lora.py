@@ -1,41 +1,23 @@
-"""A LoRA as an ordinary file: kohya keys, float16, metadata that other tools read.
+"""A LoRA, and the ordinary file it is saved as and loaded from.
 
 Letters: R rank, P parameters of one LoRA.
 """
 
-import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
+from PIL import Image
 from torch import Tensor
 
+from .adapter_config import save_adapter_config, stated_alphas
 from .errors import LayoutError
 from .files import load_safetensors, save_safetensors
 from .layout import LoraLayout, ModuleSpec, SharedDown, check_shapes, listing
-
-KOHYA_PREFIX = "lora_unet_"
-KOHYA_PARTS = ("lora_down.weight", "lora_up.weight", "alpha")
-LAYOUT_KEY = "difflora.layout"
-FINGERPRINT_KEY = "difflora.layout_fingerprint"
-# Words of diffusers module paths that contain an underscore: with them a kohya key can be read back.
-COMPOUND_WORDS = (
-    *("down_blocks", "up_blocks", "mid_block", "transformer_blocks", "single_transformer_blocks"),
-    *(
-        "to_q",
-        "to_k",
-        "to_v",
-        "to_out",
-        "proj_in",
-        "proj_out",
-        "time_emb_proj",
-        "time_embedding",
-        "add_embedding",
-    ),
-    *("linear_1", "linear_2"),
-)
+from .lora_keys import KeyStyle, kohya_key, module_keys, module_tensors, style_of
+from .lora_metadata import LAYOUT_KEY, file_metadata
+from .lora_sidecar import save_preview, save_sidecar, thumbnail
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,44 +79,79 @@ class Lora:
             factors |= {(name, "lora_down"): down.float() for name, down in self.down.items()}
         return self.layout.flatten(factors)
 
-    def state_dict(self, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
-        """Tensors under kohya keys, as ComfyUI, kohya sd-scripts and diffusers read them.
+    def state_dict(
+        self, dtype: torch.dtype = torch.float16, key_style: KeyStyle = "kohya"
+    ) -> dict[str, Tensor]:
+        """Tensors under the keys that other tools read; the default suits ComfyUI, A1111 and diffusers.
 
         Args:
             dtype: of the factors in the file.
+            key_style: see `lora_keys`.
 
         Returns:
-            `lora_unet_<module path with _>.{lora_down.weight (R, in), lora_up.weight (out, R), alpha ()}`.
+            Per module, with kohya keys: `lora_unet_<module path with _>.{lora_down.weight (R, in),
+            lora_up.weight (out, R), alpha ()}`.
 
         Raises:
-            LayoutError: a number is too large for the dtype.
+            LayoutError: a number is too large for the dtype, or the style does not suit these modules.
         """
+        style = style_of(key_style)
+        factor = self.layout.scale if style.alpha == "rank" else 1.0  # of lora_up
+        alpha_dtype = torch.float32 if dtype == torch.bfloat16 else dtype  # bfloat16 has two digits
         tensors = {}
-        for module in self.layout.modules:
-            key = kohya_key(module.name)
-            tensors[f"{key}.lora_down.weight"] = self.down[module.name].detach().cpu().to(dtype).contiguous()
-            tensors[f"{key}.lora_up.weight"] = self.up[module.name].detach().cpu().to(dtype).contiguous()
-            tensors[f"{key}.alpha"] = torch.tensor(self.layout.alpha, dtype=dtype)
+        for name, key in module_keys(self.up.keys(), style).items():
+            for end, part in zip(style.factors, (self.down[name], factor * self.up[name]), strict=True):
+                tensors[f"{key}.{end}"] = part.detach().cpu().to(dtype).contiguous()
+            if style.alpha == "tensor":
+                tensors[f"{key}.alpha"] = torch.tensor(self.layout.alpha, dtype=alpha_dtype)
         if overflown := [key for key, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
             raise LayoutError(f"{listing(overflown)} is too large for {dtype}: save with dtype=torch.float32")
         return tensors
 
-    def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> Path:
+    def save(
+        self,
+        path: str | Path,
+        dtype: torch.dtype = torch.float16,
+        key_style: KeyStyle = "kohya",
+        preview: Image.Image | None = None,
+        sidecar: bool = False,
+    ) -> Path:
         """Write an ordinary LoRA file, atomically.
 
         Args:
-            path: destination, `.safetensors`.
+            path: destination, `.safetensors`; for the style "peft", `<folder>/adapter_model.safetensors`.
             dtype: of the factors in the file.
+            key_style: which tool's key names, see `lora_keys`.
+            preview: a picture drawn with this LoRA: written beside the file as `<name>.png`, where model
+                browsers look for it, and into the file's header as a thumbnail.
+            sidecar: whether to write `<name>.metadata.json` for ComfyUI's LoRA Manager beside the file.
 
         Returns:
             The path.
+
+        Raises:
+            LayoutError: as for `state_dict`.
+            CheckpointError: a name that peft would not find.
         """
-        tensors = self.state_dict(dtype)
-        return save_safetensors(path, tensors, {**self.metadata, **file_metadata(self.layout, tensors)})
+        style, path = style_of(key_style), Path(path)
+        tensors = self.state_dict(dtype, key_style)
+        layout = self.layout
+        if style.alpha == "rank":  # the scale is in lora_up now
+            layout = replace(layout, alpha=float(layout.rank))
+        metadata = file_metadata(self.metadata, layout, tensors, path.stem)
+        if style.alpha == "config":
+            save_adapter_config(path, layout)
+        if preview is not None:
+            metadata["modelspec.thumbnail"] = thumbnail(preview)
+            save_preview(path, preview)
+        save_safetensors(path, tensors, metadata)
+        if sidecar:
+            save_sidecar(path, metadata)
+        return path
 
     @classmethod
     def load(cls, path: str | Path, layout: LoraLayout | None = None) -> "Lora":
-        """Read a LoRA file with kohya keys.
+        """Read a LoRA file of any of the styles in `lora_keys`, recognised by its keys.
 
         Args:
             path: `.safetensors`, ours or another tool's.
@@ -147,102 +164,86 @@ class Lora:
         tensors, metadata = load_safetensors(path)
         if layout is None and LAYOUT_KEY in metadata:
             layout = LoraLayout.from_json(metadata[LAYOUT_KEY])
-        lora = lora_from_state_dict(tensors, layout)
+        alphas = stated_alphas(path, tensors, metadata, required=layout is None)
+        lora = lora_from_state_dict({**tensors, **alphas}, layout)
         return cls(lora.layout, lora.down, lora.up, metadata)
 
 
 def lora_from_state_dict(tensors: Mapping[str, Tensor], layout: LoraLayout | None = None) -> Lora:
-    """Read kohya-keyed tensors, strictly.
+    """Read the tensors of a LoRA file, strictly.
 
     Args:
-        tensors: as from `Lora.state_dict`; factors are converted to float32.
-        layout: what the tensors must fit; by default read off the keys and shapes.
+        tensors: as from `Lora.state_dict`, in any style; factors are converted to float32.
+        layout: what the tensors must fit; by default read off the keys and shapes (modules in the order of
+            their kohya keys, both factors trained).
+
+    Returns:
+        The LoRA. Without a layout, modules of different ranks or alphas are brought to the largest rank, and
+        to scale 1, without changing what they do.
 
     Raises:
         LayoutError: lists missing and unexpected keys, or wrong shapes.
     """
-    layout = layout or layout_of_state_dict(tensors)
-    expected = {f"{kohya_key(m.name)}.{part}" for m in layout.modules for part in KOHYA_PARTS}
-    check_keys(expected, set(tensors))
-    alphas = {float(tensors[f"{kohya_key(m.name)}.alpha"]) for m in layout.modules}
+    modules = module_tensors(tensors, [module.name for module in layout.modules] if layout else None)
+    check_matrices(modules)
+    if layout is None:
+        return one_rank(modules)
+    alphas = {float(parts["alpha"]) for parts in modules.values() if "alpha" in parts}
     if any(abs(alpha - layout.alpha) > 1e-3 * abs(layout.alpha) for alpha in alphas):  # float16 rounding
         raise LayoutError(f"alpha is {listing(map(str, alphas))}, expected {layout.alpha} in all modules")
-    down = {m.name: tensors[f"{kohya_key(m.name)}.lora_down.weight"].float() for m in layout.modules}
-    up = {m.name: tensors[f"{kohya_key(m.name)}.lora_up.weight"].float() for m in layout.modules}
+    down = {module.name: modules[module.name]["lora_down"].float() for module in layout.modules}
+    up = {module.name: modules[module.name]["lora_up"].float() for module in layout.modules}
     return Lora(layout, down, up)
 
 
-def layout_of_state_dict(tensors: Mapping[str, Tensor]) -> LoraLayout:
-    """Layout of a foreign LoRA (both factors trained), from its keys and shapes; modules in key order.
+def one_rank(modules: Mapping[str, Mapping[str, Tensor]]) -> Lora:
+    """Make a LoRA of modules that may differ in rank and alpha.
+
+    Zeros fill up to the largest rank, and a scale goes into `lora_up`: scale * up @ down stays what it was.
+
+    Args:
+        modules: name -> "lora_down" (R_m, in), "lora_up" (out, R_m), and perhaps "alpha" (), else R_m.
 
     Raises:
-        LayoutError: keys other than `lora_unet_*`, convolutions, or several ranks.
+        LayoutError: one module is wide enough for the largest rank, another is not.
     """
-    keys = sorted({key.split(".", 1)[0] for key in tensors if key.startswith(KOHYA_PREFIX)})
-    if not keys:
-        raise LayoutError(
-            f"no {KOHYA_PREFIX}* keys: not a LoRA with kohya keys (PEFT files need converting first)"
-        )
-    check_keys({f"{key}.{part}" for key in keys for part in KOHYA_PARTS}, set(tensors))
-    downs = {key: tensors[f"{key}.lora_down.weight"] for key in keys}
-    ups = {key: tensors[f"{key}.lora_up.weight"] for key in keys}
-    if convolutions := [key for key in keys if downs[key].ndim != 2 or ups[key].ndim != 2]:
-        raise LayoutError(f"{listing(convolutions)}: only LoRAs of linear layers are supported")
-    ranks = {int(down.shape[0]) for down in downs.values()}
-    alphas = {float(tensors[f"{key}.alpha"]) for key in keys}
-    if len(ranks) > 1 or len(alphas) > 1:
-        raise LayoutError(
-            f"ranks {sorted(ranks)}, alphas {sorted(alphas)}: resize the LoRA to one rank first"
-        )
-    modules = tuple(
-        ModuleSpec(module_name(key), int(downs[key].shape[1]), int(ups[key].shape[0])) for key in keys
-    )
-    return LoraLayout(modules, ranks.pop(), alphas.pop(), train_down=True)
+    names = sorted(modules, key=kohya_key)
+    ranks = {name: modules[name]["lora_down"].shape[0] for name in names}
+    alphas = {name: float(modules[name].get("alpha", ranks[name])) for name in names}
+    rank = max(ranks.values())
+    same = len(set(ranks.values())) == len(set(alphas.values())) == 1
+    alpha = alphas[names[0]] if same else float(rank)
+    down, up = {}, {}
+    for name in names:
+        factor = 1.0 if same else alphas[name] / ranks[name]
+        own_up = factor * modules[name]["lora_up"].float()  # (out, R_m)
+        down[name], up[name] = pad_to_rank(modules[name]["lora_down"].float(), own_up, rank)
+    specs = tuple(ModuleSpec(name, down[name].shape[1], up[name].shape[0]) for name in names)
+    return Lora(LoraLayout(specs, rank, alpha, train_down=True), down, up)
 
 
-def kohya_key(name: str) -> str:
-    """Key of a module path: `mid_block.attentions.0` -> `lora_unet_mid_block_attentions_0`."""
-    return KOHYA_PREFIX + name.replace(".", "_")
+def pad_to_rank(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Fill (K, in), (out, K) up to (R, in), (out, R), K <= R, with zeros: their product stays the same."""
+    missing = rank - len(down)
+    pad = torch.nn.functional.pad
+    return pad(down, (0, 0, 0, missing)), pad(up, (0, missing))
 
 
-def module_name(key: str) -> str:
-    """Inverse of `kohya_key` for diffusers module paths."""
-    name = key.removeprefix(KOHYA_PREFIX).replace("_", ".")
-    for word in COMPOUND_WORDS:
-        name = f".{name}.".replace(f".{word.replace('_', '.')}.", f".{word}.")[1:-1]
-    return name
-
-
-def check_keys(expected: set[str], found: set[str]) -> None:
-    """Compare key sets.
+def check_matrices(modules: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Refuse convolutions, and halves that do not belong together.
 
     Raises:
-        LayoutError: lists what is missing and unexpected.
+        LayoutError: names them.
     """
-    problems = []
-    if missing := expected - found:
-        problems.append(f"{len(missing)} missing keys ({listing(missing)})")
-    if unexpected := found - expected:
-        problems.append(f"{len(unexpected)} unexpected keys ({listing(unexpected)})")
-    if problems:
-        raise LayoutError(
-            f"LoRA does not fit: {' and '.join(problems)}: it was made for another base model, other layers "
-            "or another tool's key names"
-        )
-
-
-def file_metadata(layout: LoraLayout, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Header entries that follow from the weights (kohya `ss_*`, Stability modelspec 1.0, ours)."""
-    content = save(dict(tensors))
-    header = 8 + int.from_bytes(content[:8], "little")  # safetensors: u64 length, JSON header, data
-    digest = hashlib.sha256(content[header:]).hexdigest()  # of the data only, as both conventions want it
-    return {
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(layout.rank),
-        "ss_network_alpha": str(layout.alpha),
-        "sshs_model_hash": digest,
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.hash_sha256": f"0x{digest}",
-        LAYOUT_KEY: layout.to_json(),
-        FINGERPRINT_KEY: layout.fingerprint,
+    shapes = {
+        name: (tuple(parts["lora_down"].shape), tuple(parts["lora_up"].shape))
+        for name, parts in modules.items()
     }
+    if convolutions := [name for name, (down, up) in shapes.items() if len(down) != 2 or len(up) != 2]:
+        raise LayoutError(f"{listing(convolutions)}: only LoRAs of linear layers are supported")
+    if unequal := [
+        f"{name}.lora_up has shape {up}, its lora_down {down}"
+        for name, (down, up) in shapes.items()
+        if up[1] != down[0]
+    ]:
+        raise LayoutError(f"{listing(unequal, separator='; ')}: the ranks differ, the file is damaged")

@@ -18,6 +18,7 @@ from .errors import CheckpointError, DiffLoRAError, FaceModelError
 from .features import FaceAnalyzer, IdentityFeatures, ImageEncoder, encode_photos
 from .layout import LoraLayout, SharedDown
 from .lora import Lora
+from .lora_metadata import describe_lora
 from .photos import Photo, as_photos
 
 # The embedded world's trained files: what `DiffLoRA.load()` loads when nothing else is named.
@@ -188,10 +189,7 @@ class DiffLoRA:
         )
         used = self._settings(num_steps, guidance_scale, noise_scale)
         metadata = {
-            "ss_base_model_version": self.checkpoint.base_model,
-            "modelspec.title": "DiffLoRA",
-            "modelspec.architecture": f"{self.checkpoint.base_model}/lora",
-            "difflora.recommended_strength": f"{used.strength:g}",
+            **describe_lora("DiffLoRA", self.checkpoint.base_model, used.strength),
             "difflora.seed": str(seed),
             "difflora.num_steps": str(used.num_steps),
             "difflora.guidance_scale": f"{used.guidance_scale:g}",

@@ -1,6 +1,7 @@
 """A LoRA file has the keys other tools read, comes back as it went, and says what does not fit."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from safetensors.torch import save_file
 from difflora.errors import CheckpointError, LayoutError
 from difflora.files import load_safetensors
 from difflora.layout import LoraLayout, init_shared_down
-from difflora.lora import Lora, kohya_key, lora_from_state_dict, module_name
+from difflora.lora import Lora, lora_from_state_dict
+from difflora.lora_keys import STYLES, kohya_key
 from difflora.patch import apply_lora
 
 
@@ -31,26 +33,6 @@ def test_flat_inverts_from_flat(tiny_base, random_weights):
         flat = random_weights(layout, 1)[0]
         down = None if train_down else init_shared_down(layout)
         assert torch.equal(Lora.from_flat(layout, flat, down).flat(), flat)
-
-
-def test_kohya_keys_of_stable_diffusion_1_5():
-    diffusers = pytest.importorskip("diffusers")
-    with torch.device("meta"):
-        unet = diffusers.UNet2DConditionModel(cross_attention_dim=768)  # the class's defaults are SD 1.5's
-    layout = LoraLayout.from_model(unet)
-    keys = [kohya_key(module.name) for module in layout.modules]
-    assert (
-        len(keys) == 16 * 10
-    )  # 16 transformer blocks; kohya's 192 U-Net modules less 2 x 16 proj_in / proj_out
-    # the example key of ComfyUI's and kohya's loaders
-    assert "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q" in keys
-    assert "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0" in keys
-    assert "lora_unet_up_blocks_3_attentions_2_transformer_blocks_0_ff_net_0_proj" in keys
-    assert [module_name(key) for key in keys] == [module.name for module in layout.modules]
-    assert (
-        module_name("lora_unet_down_blocks_0_resnets_1_time_emb_proj")
-        == "down_blocks.0.resnets.1.time_emb_proj"
-    )
 
 
 def test_file_round_trip(tmp_path, lora):
@@ -96,8 +78,10 @@ def test_missing_unexpected_and_misshapen_keys(lora):
         lora_from_state_dict({**tensors, f"{key}.lora_up.weight": torch.zeros(3, 4)}, lora.layout)
     with pytest.raises(LayoutError, match="alpha"):
         lora_from_state_dict({**tensors, f"{key}.alpha": torch.tensor(1.0)}, lora.layout)
-    with pytest.raises(LayoutError, match="no lora_unet_"):
-        lora_from_state_dict({"base_model.model.x.lora_A.weight": torch.zeros(4, 4)})
+    with pytest.raises(LayoutError, match="the ranks differ"):
+        lora_from_state_dict({**tensors, f"{key}.lora_up.weight": tensors[f"{key}.lora_up.weight"][:, :3]})
+    with pytest.raises(LayoutError, match="only LoRAs of linear layers"):
+        lora_from_state_dict({k: v[..., None, None] for k, v in tensors.items()}, lora.layout)
 
 
 def test_numbers_that_are_not_finite_or_do_not_fit_the_dtype(lora):
@@ -108,6 +92,71 @@ def test_numbers_that_are_not_finite_or_do_not_fit_the_dtype(lora):
     with pytest.raises(LayoutError, match=r"too large for torch\.float16"):
         large.state_dict()
     assert large.state_dict(torch.float32)[f"{kohya_key(name)}.lora_up.weight"].max() == 1e6
+
+
+def changes(lora):
+    """What a LoRA adds to the weights at strength 1, module by module."""
+    return {name: lora.layout.scale * up.double() @ lora.down[name].double() for name, up in lora.up.items()}
+
+
+def check_same_changes(lora, expected, tolerance=1e-6):
+    assert lora.up.keys() == expected.keys()
+    for name, change in changes(lora).items():
+        torch.testing.assert_close(change, expected[name], atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_every_style_and_dtype_comes_back(tmp_path, lora, style, dtype):
+    path = lora.save(tmp_path / "adapter_model.safetensors", dtype=dtype, key_style=style)
+    tensors, _ = load_safetensors(path)
+    assert {t.dtype for key, t in tensors.items() if not key.endswith(".alpha")} == {dtype}
+    loaded = Lora.load(path)
+    assert loaded.layout.modules == lora.layout.modules
+    # alpha 8, rank 4: the scale 2 stays in alpha, or is doubled numbers, which every dtype holds exactly
+    assert loaded.layout.alpha == (4 if style == "diffusers" else 8)
+    factor = 2 if style == "diffusers" else 1
+    for name in lora.up:
+        assert torch.equal(loaded.up[name], factor * lora.up[name].to(dtype).float())
+        assert torch.equal(loaded.down[name], lora.down[name].to(dtype).float())
+
+
+def test_alpha_that_bfloat16_cannot_hold(tmp_path, layout, random_weights):
+    layout = replace(layout, alpha=5.3)
+    lora = Lora.from_flat(layout, random_weights(layout, 1)[0], init_shared_down(layout))
+    assert Lora.load(lora.save(tmp_path / "a.safetensors", dtype=torch.bfloat16)).layout.alpha == 5.3
+
+
+def test_foreign_modules_of_several_ranks_and_alphas(lora):
+    tensors = lora.state_dict(torch.float32)
+    names = [module.name for module in lora.layout.modules]
+    first, second = (kohya_key(name) for name in names[:2])
+    for part, kept in (("lora_down", (slice(2),)), ("lora_up", (slice(None), slice(2)))):
+        tensors[f"{first}.{part}.weight"] = tensors[f"{first}.{part}.weight"][kept]  # rank 2
+    tensors[f"{second}.alpha"] = torch.tensor(3.0)
+    expected = changes(lora)
+    expected[names[0]] = 8 / 2 * lora.up[names[0]][:, :2].double() @ lora.down[names[0]][:2].double()
+    expected[names[1]] = 3 / 4 * lora.up[names[1]].double() @ lora.down[names[1]].double()
+    read = lora_from_state_dict(tensors)
+    assert (read.layout.rank, read.layout.scale) == (4, 1)
+    check_same_changes(read, expected)
+    with pytest.raises(LayoutError):  # a given layout is not bent
+        lora_from_state_dict(tensors, lora.layout)
+
+
+def test_foreign_file_without_alphas_has_scale_1(lora):
+    tensors = {k: v for k, v in lora.state_dict(torch.float32).items() if not k.endswith(".alpha")}
+    assert lora_from_state_dict(tensors).layout.scale == 1
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_patched_weights_by_hand(tmp_path, tiny_base, lora, style):
+    path = lora.save(tmp_path / "adapter_model.safetensors", dtype=torch.float32, key_style=style)
+    name = lora.layout.modules[-1].name
+    module = tiny_base.denoiser.get_submodule(name)
+    expected = module.weight + 0.7 * (8 / 4) * lora.up[name] @ lora.down[name]
+    with apply_lora(tiny_base.denoiser, Lora.load(path), strength=0.7):
+        torch.testing.assert_close(module.weight, expected, atol=1e-6, rtol=0)
 
 
 def test_damaged_files(tmp_path, lora):
