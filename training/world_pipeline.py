@@ -189,6 +189,8 @@ def save_pipeline(
     dtype: torch.dtype = torch.float16,
 ) -> None:
     """Write the diffusers pipeline folder, weights in ``dtype``."""
+    tokenizer.backend_tokenizer.no_padding()  # what the last call asked for is not to be kept
+    tokenizer.backend_tokenizer.no_truncation()
     pipeline = StableDiffusionPipeline(
         vae=copy.deepcopy(autoencoder),
         text_encoder=copy.deepcopy(text_encoder).to(dtype),
