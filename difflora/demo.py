@@ -1,6 +1,6 @@
 """The whole chain on one person whom no model has seen: reference photo -> LoRA -> pictures -> measures.
 
-Letters: K pictures (prompts) of the person.
+Letters: R pictures for each of K prompts.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ from .synthetic.people import sample_people
 from .synthetic.renderer import PHOTO_PX, render
 from .synthetic.scenes import ATTRIBUTES, Scene, cat_scenes, scene_for
 
-PICTURE_STEPS = 24
+PICTURE_STEPS = 16
 """Steps of the base model's sampler: more are not visibly better."""
+PICTURES_PER_PROMPT = 4
+"""What is measured; the first of each is shown. Six pictures alone are 36 attributes: one is 3 %."""
 REFERENCE_PHRASES = ("smiling", "gray background", "blue shirt")
 PROMPT_PHRASES = (
     ("neutral", "blue background", "white shirt"),
@@ -127,16 +129,17 @@ def run_demo(
 
     scenes = cat_scenes([scene_with(phrases) for phrases in PROMPT_PHRASES])  # K scenes
     with watch.stage("pictures by the base model"):
-        plain = draw(base, scenes, seed)  # (K, 3, H, W)
+        plain = draw(base, scenes, seed)  # (R*K, 3, H, W)
     with (
         watch.stage("pictures with the LoRA"),
         apply_lora(base.denoiser, Lora.load(out / "lora.safetensors"), strength),
     ):
-        personalised = draw(base, scenes, seed)  # (K, 3, H, W)
+        personalised = draw(base, scenes, seed)  # (R*K, 3, H, W)
     with watch.stage("judge"):
-        truth = render(traits.expand(len(scenes), -1), scenes).pictures * 2 - 1  # (K, 3, H, W)
+        measured = cat_scenes([scenes] * PICTURES_PER_PROMPT)  # R*K scenes
+        truth = render(traits.expand(len(measured), -1), measured).pictures * 2 - 1  # (R*K, 3, H, W)
         similarity, accuracy = judge_rows(
-            traits, scenes, {"base_model": plain, "personalised": personalised, "true_renders": truth}
+            traits, measured, {"base_model": plain, "personalised": personalised, "true_renders": truth}
         )
     report = DemoReport(person, seed, strength, scenes.prompts(), similarity, accuracy, watch.seconds)
     atomic_save(out / "grid.png", draw_demo(photo, scenes, plain, personalised, similarity).save)
@@ -153,11 +156,11 @@ def scene_with(phrases: Sequence[str]) -> Scene:
 
 @torch.no_grad()
 def draw(base: BaseModel, scenes: Scene, seed: int) -> Tensor:
-    """Pictures of the base model for the prompts of K scenes: (K, 3, H, W) in [-1, 1]."""
-    prompt_embeds = base.encode_prompts(scenes.prompts())  # (K, T, W)
+    """Pictures of the base model for the prompts of K scenes: (R*K, 3, H, W) in [-1, 1], K after K."""
+    prompt_embeds = base.encode_prompts(scenes.prompts()).repeat(PICTURES_PER_PROMPT, 1, 1)  # (R*K, T, W)
     generator = torch.Generator().manual_seed(seed)
-    noise = draw_noise((len(scenes), *base.latent_shape), generator, base.device)  # (K, C, h, w)
-    return base.decode(base.sample(prompt_embeds, noise, PICTURE_STEPS))  # (K, 3, H, W)
+    noise = draw_noise((len(prompt_embeds), *base.latent_shape), generator, base.device)  # (R*K, C, h, w)
+    return base.decode(base.sample(prompt_embeds, noise, PICTURE_STEPS))  # (R*K, 3, H, W)
 
 
 def judge_rows(
@@ -183,11 +186,11 @@ def draw_demo(
         [phrase.removeprefix("wearing ") for phrase in phrases if phrase not in UNREMARKABLE]
         for phrases in scenes.phrases()
     ]
-    rows = [
-        SheetRow(label, [to_image(picture) for picture in pictures], [f"likeness {similarity[name]:.2f}"])
-        for label, name, pictures in (
-            ("base model", "base_model", plain), ("+ DiffLoRA", "personalised", personalised)
-        )
-    ]  # fmt: skip
+    rows = []
+    for label, name, pictures in (
+        ("base model", "base_model", plain), ("+ DiffLoRA", "personalised", personalised)
+    ):  # fmt: skip
+        shown = [to_image(picture) for picture in pictures[: len(scenes)]]
+        rows.append(SheetRow(label, shown, [f"likeness {similarity[name]:.2f}"]))
     reference = draw_grid([["one reference photo"]], [SheetRow("", [photo])], side=294, label_width=0)
     return beside(reference, draw_grid(headings, rows, side=144, label_width=112))
