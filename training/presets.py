@@ -161,7 +161,7 @@ PRESETS = {
         SYNTHETIC,
         LaeTrainingConfig(num_steps=700),
         DitTrainingConfig(
-            num_steps=450,
+            num_steps=700,
             batch_size=32,
             learning_rate=4e-4,
             warmup=20,

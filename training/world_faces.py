@@ -1,6 +1,6 @@
 """Trains the face models of the synthetic world; called by ``python -m training.train_world``.
 
-Four stages, each resumable and about ten CPU minutes: the detector and the recogniser of the face pack, and
+Four stages, each resumable, ten to thirty CPU minutes: the detector and the recogniser of the face pack, and
 the two judges (evaluation recogniser, attribute classifier). Measures are on people of the validation split.
 
 Letters: B pictures, P people, K pictures of one person, E embedding width.
@@ -43,8 +43,8 @@ PACK = Path("face_pack") / "models" / "synthetic"
 PRESETS = {
     "attributes": StepsConfig(num_steps=1200, batch=64, learning_rate=3e-3, seed=3),
     "evaluation_recogniser": StepsConfig(num_steps=1000, batch=48, learning_rate=3e-3, seed=2),
-    "recogniser": StepsConfig(num_steps=1500, batch=48, learning_rate=3e-3, seed=1),
-    "detector": StepsConfig(num_steps=1000, batch=20, learning_rate=2e-3, seed=4),
+    "recogniser": StepsConfig(num_steps=2700, batch=48, learning_rate=3e-3, seed=1),
+    "detector": StepsConfig(num_steps=2800, batch=20, learning_rate=2e-3, seed=4),
 }
 """Stage -> how it trains. The batch counts people for the recognisers, canvases for the detector, else
 pictures."""
