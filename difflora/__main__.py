@@ -74,6 +74,8 @@ def personalize(args: argparse.Namespace) -> None:
     """Make a LoRA file from photos."""
     if args.out.suffix != ".safetensors":
         raise DiffLoRAError(f"--out {args.out} should end with .safetensors")
+    if args.candidates < 1:
+        raise DiffLoRAError(f"--candidates {args.candidates}: at least one LoRA has to be sampled")
     for photo in args.photos:
         if not photo.is_file():
             raise DiffLoRAError(f"no photo at {photo}: check the path")

@@ -4,8 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from difflora import Lora
 from difflora.__main__ import build_parser, choose_device, main
 from difflora.errors import DiffLoRAError
+from difflora.sheet import to_image
+from difflora.synthetic.people import sample_people
+from difflora.synthetic.renderer import PHOTO_PX, render
+from difflora.synthetic.scenes import scene_for
 
 
 @pytest.fixture
@@ -30,6 +35,24 @@ def test_missing_photo(capsys, tmp_path):
 
 def test_output_name(capsys, grey_photo, tmp_path):
     assert ".safetensors" in error_of(capsys, "personalize", grey_photo, "--out", tmp_path / "x.ckpt")
+
+
+def test_no_candidates(capsys, grey_photo, tmp_path):
+    out = tmp_path / "x.safetensors"
+    message = error_of(capsys, "personalize", grey_photo, "--out", out, "--candidates", 0)
+    assert "at least one" in message and not out.exists()
+
+
+def test_best_of_two_is_one_of_the_two(capsys, tmp_path):
+    photo, out = tmp_path / "photo.png", tmp_path / "x.safetensors"
+    traits = sample_people("test", 3, 1)
+    to_image(render(traits, scene_for(expression="smiling"), PHOTO_PX).pictures[0] * 2 - 1).save(photo)
+    assert main(["personalize", str(photo), "--out", str(out), "--candidates", "2", "--seed", "5"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("seed ")]
+    likeness = [float(line.split()[-1]) for line in lines]
+    assert len(lines) == 2 and likeness == sorted(likeness, reverse=True)
+    kept = Lora.load(out).metadata
+    assert lines[0].startswith(f"seed {kept['difflora.seed']}:") and kept["difflora.noise_scale"] == "1"
 
 
 def test_no_face(capsys, grey_photo, tmp_path):
