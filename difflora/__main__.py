@@ -57,8 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def demo(args: argparse.Namespace) -> None:
     """Run the demo and say what came out."""
-    silence("transformers")  # first: diffusers imports it
-    silence("diffusers")
+    silence("transformers", "diffusers")  # in this order: diffusers imports transformers
     from .demo import run_demo
 
     device = choose_device(args.device)
@@ -100,8 +99,7 @@ def personalize(args: argparse.Namespace) -> None:
 
 def best_seed(args: argparse.Namespace, model: DiffLoRA, features: IdentityFeatures) -> tuple[int, float]:
     """Seed and noise scale of the candidate that looks most like the photos; shows the ranking."""
-    silence("transformers")
-    silence("diffusers")
+    silence("transformers", "diffusers")
     from .base_model import BaseModel
     from .candidates import rank_candidates
     from .synthetic.world import BASE_MODEL
@@ -113,12 +111,13 @@ def best_seed(args: argparse.Namespace, model: DiffLoRA, features: IdentityFeatu
     return ranking.seeds[ranking.best[0]], ranking.noise_scale
 
 
-def silence(package: str) -> None:
-    """Keep a Hugging Face library from drawing bars and giving advice while it loads half a megabyte."""
-    if importlib.util.find_spec(package) is not None:
-        logging = importlib.import_module(f"{package}.utils.logging")
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+def silence(*packages: str) -> None:
+    """Keep Hugging Face libraries from drawing bars and giving advice while they load half a megabyte."""
+    for package in packages:
+        if importlib.util.find_spec(package) is not None:
+            logging = importlib.import_module(f"{package}.utils.logging")
+            logging.set_verbosity_error()
+            logging.disable_progress_bar()
 
 
 def choose_device(name: str) -> str:

@@ -22,6 +22,7 @@ from .errors import DiffLoRAError, FaceModelError, NoFaceError
 from .faces import FaceAnalyzer
 from .features import IdentityFeatures
 from .model import DiffLoRA
+from .photos import as_arrays
 
 NUM_CANDIDATES = 8
 PROMPT = "a photo of a person"
@@ -132,12 +133,9 @@ def embed_pictures(face_analyzer: FaceAnalyzer, pictures: Tensor) -> Tensor:
     Returns:
         (n, 512) unit rows on the CPU, zero where no face is found.
     """
-    pixels = ((pictures.float() + 1) * 127.5).round().clamp(0, 255).byte()  # (n, 3, H, W)
     embeddings = torch.zeros(len(pictures), 512)  # the width of every insightface recogniser
     try:
-        found, reports = face_analyzer.analyze(
-            list(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()), on_missing="skip"
-        )
+        found, reports = face_analyzer.analyze(as_arrays(pictures), on_missing="skip")
     except NoFaceError:  # in none of them
         return embeddings
     embeddings[[report.photo for report in reports if report.used]] = found

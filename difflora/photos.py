@@ -91,6 +91,16 @@ def as_photos(photos: Photo | Sequence[Photo]) -> list[np.ndarray]:
     return loaded
 
 
+def to_pixels(pictures: torch.Tensor) -> torch.Tensor:
+    """What a base model draws, as 8-bit: (..., 3, H, W) in [-1, 1] -> the same shape, uint8."""
+    return ((pictures.detach().float().clamp(-1.0, 1.0) + 1) * 127.5).round().byte()
+
+
+def as_arrays(pictures: torch.Tensor) -> list[np.ndarray]:
+    """Pictures as the face models take photos: (n, 3, H, W) in [-1, 1] -> n arrays (H, W, 3) uint8 RGB."""
+    return list(to_pixels(pictures).permute(0, 2, 3, 1).contiguous().cpu().numpy())
+
+
 def _unbatched(photo: Photo) -> list[Photo]:
     if isinstance(photo, torch.Tensor | np.ndarray) and photo.ndim == 4:
         return list(photo)

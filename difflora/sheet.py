@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from .photos import as_arrays
+
 PAPER, INK, FAINT = (255, 255, 255), (28, 30, 34), (122, 126, 134)
 GAP, MARGIN = 6, 14
 """Pixels between pictures, and around the sheet."""
@@ -29,8 +31,7 @@ class SheetRow:
 
 def to_image(picture: Tensor) -> Image.Image:
     """A picture (3, H, W) in [-1, 1] as 8-bit RGB."""
-    pixels = ((picture.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()  # (3, H, W)
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    return Image.fromarray(as_arrays(picture[None])[0])
 
 
 def enlarge(image: Image.Image, side: int) -> Image.Image:

@@ -26,7 +26,7 @@ from difflora.files import save_safetensors
 from difflora.normalisation import LoraNormalisation
 from difflora.synthetic import world
 from training.common import open_run, read_config, say
-from training.lora_library import SHARED_DOWN_NAME, load_library
+from training.lora_library import SHARED_DOWN_NAME, library_option, load_library
 from training.photo_pool import PhotoPool, ScatteredPeople, build_pool
 from training.presets import preset
 
@@ -61,9 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Read the library, predict everybody's LoRA, write both as a new library."""
     dit = preset("synthetic").dit
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--library", dest="loras", type=Path, default=Path("runs/loras"), help="folder of make_loras"
-    )
+    library_option(parser, "runs/loras")
     parser.add_argument("--out", type=Path, default=Path("runs/loras_amortised"), help="the new library")
     parser.add_argument("--cache", type=Path, default=Path("runs/photos"), help="features, as for train_dit")
     parser.add_argument("--base", type=Path, default=world.BASE_MODEL, help="diffusers pipeline folder")

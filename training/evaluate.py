@@ -48,7 +48,7 @@ from training.evaluation_rows import (
     ridge_name,
 )
 from training.evaluation_scores import Measurement, choose_strength, summarise
-from training.lora_library import load_library
+from training.lora_library import library_option, load_library
 
 
 def make_jobs(
@@ -207,9 +207,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, default=EMBEDDED_CHECKPOINT, help="of DiffLoRA")
     parser.add_argument("--face-pack", type=Path, default=world.FACE_PACK, help="of the checkpoint")
     parser.add_argument("--base", type=Path, default=world.BASE_MODEL, help="pipeline folder")
-    parser.add_argument(
-        "--library", dest="loras", type=Path, default=Path("runs/loras"), help="library by make_loras"
-    )
+    library_option(parser, "runs/loras")
     parser.add_argument("--run", type=Path, default=Path("runs/evaluation"), help="folder of measurements")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the report")
     parser.add_argument("--readme", type=Path, help="README whose table to renew, e.g. README.md")

@@ -25,6 +25,7 @@ from difflora.diffusion import draw_noise
 from difflora.faces import FaceAnalyzer
 from difflora.files import load_safetensors
 from difflora.layout import LoraLayout, SharedDown
+from difflora.photos import to_pixels
 from difflora.synthetic.judge import Judge, mean_embeddings
 from difflora.synthetic.people import sample_people
 from difflora.synthetic.renderer import render
@@ -137,7 +138,7 @@ class Studio:
         Measurement(
             self.likeness[job.split].similarity(pictures, self.targets[job.split]),
             self.judge.prompt_accuracy(pictures, scenes),
-            ((shown + 1) * 127.5).round().clamp(0, 255).byte(),
+            to_pixels(shown),
         ).save(job.result)
 
     def draw(self, job: Job, prompts: list[str]) -> Tensor:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from difflora.controls import PrincipalComponents, RidgeRegression, mean_lora, n
 from difflora.errors import CheckpointError, FaceModelError
 from difflora.features import FaceAnalyzer, IdentityFeatures, ImageEncoder, encode_photos
 from difflora.model import DiffLoRA
+from difflora.photos import as_arrays
 from difflora.synthetic.people import sample_people
 from difflora.synthetic.renderer import PHOTO_PX, render
 from difflora.synthetic.scenes import Scene, sample_scenes
@@ -88,12 +88,6 @@ def photos_of(split: str, index: int, count: int) -> Tensor:
     """Random photos of one person: (N, 3, H, W) in [-1, 1]."""
     scenes = sample_scenes(count, PHOTO_SEED[split] + index)
     return render(sample_people(split, index, 1).expand(count, -1), scenes, PHOTO_PX).pictures * 2 - 1
-
-
-def as_arrays(pictures: Tensor) -> list[np.ndarray]:
-    """(N, 3, H, W) in [-1, 1] -> N arrays (H, W, 3) uint8."""
-    pixels = ((pictures + 1) * 127.5).round().clamp(0, 255).byte()  # (N, 3, H, W)
-    return list(pixels.permute(0, 2, 3, 1).contiguous().numpy())
 
 
 def first_photos(features: IdentityFeatures, count: int) -> IdentityFeatures:

@@ -7,6 +7,7 @@
 Letters: B people of a shard, N people of a library, R rank, P parameters of one LoRA.
 """
 
+import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,3 +90,10 @@ def load_library(folder: str | Path, split: str = "train") -> Library:
     flat = torch.cat([shard["flat_weights"] for shard in shards])  # (N, P)
     layout.unflatten(flat)  # raises if the length is wrong
     return Library(layout, shared_down, flat, torch.cat([shard["people"] for shard in shards]))
+
+
+def library_option(parser: argparse.ArgumentParser, default: str) -> None:
+    """The option ``--library``, read as ``options.loras``."""
+    parser.add_argument(
+        "--library", dest="loras", type=Path, default=Path(default), help="folder of LoRAs by make_loras"
+    )

@@ -36,10 +36,8 @@ from difflora.lora_training import (
 )
 from difflora.synthetic.world import BASE_MODEL
 from training.common import MetricsWriter, open_run, polite_interruption, progress_bar, say
-from training.lora_library import SHARED_DOWN_NAME, SPLITS, Library, Shard, deal_shards, load_library
+from training.lora_library import SHARED_DOWN_NAME, SPLITS, Shard, deal_shards
 from training.pictures import People, PhotoFolders, RenderedPeople
-
-__all__ = ["Library", "load_library", "main"]  # the first two: so that who makes a library can also read it
 
 
 def training_pictures(base: BaseModel, people: People, indices: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from difflora.base_model import BaseModel
 from difflora.errors import NoFaceError
 from difflora.features import FaceAnalyzer, ImageEncoder, crop_face
 from difflora.files import load_safetensors, save_safetensors
+from difflora.photos import as_arrays
 from difflora.synthetic.people import sample_people
 from difflora.synthetic.renderer import PHOTO_PX, render
 from difflora.synthetic.scenes import sample_scenes
@@ -212,8 +213,7 @@ def encode_pictures(
 
     Both are in [-1, 1]; only the pictures have the size that the base model draws.
     """
-    pixels = ((photos.flatten(0, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)  # (m*F, S', S', 3)
-    face, image, valid = photo_features(list(pixels.cpu().numpy()), face_analyzer, image_encoder)
+    face, image, valid = photo_features(as_arrays(photos.flatten(0, 1)), face_analyzer, image_encoder)
     latents = base.encode_images(pictures.flatten(0, 1))  # (m*F, Cl, h, w)
     tensors = {
         "face": face.half(),

@@ -36,7 +36,7 @@ from training.common import (
     say,
 )
 from training.image_loss import image_loss_weight, noised_latents, picture_losses
-from training.make_loras import load_library
+from training.lora_library import library_option, load_library
 from training.optimising import Average, rate_at
 from training.photo_pool import PhotoPool, ScatteredPeople, build_pool, choose_photos
 from training.pictures import PhotoFolders
@@ -301,13 +301,7 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Train the mixing block (MIF) and the diffusion transformer (DiT)."
     )
-    parser.add_argument(
-        "--library",
-        dest="loras",
-        type=Path,
-        default=Path("runs/loras_amortised"),
-        help="folder of make_loras",
-    )
+    library_option(parser, "runs/loras_amortised")
     parser.add_argument(
         "--lae", type=Path, default=Path("runs/lae/lae.safetensors"), help="what train_lae wrote"
     )

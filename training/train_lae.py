@@ -29,7 +29,7 @@ from training.common import (
     save_state,
     say,
 )
-from training.make_loras import load_library
+from training.lora_library import library_option, load_library
 from training.optimising import Average, rate_at
 from training.presets import PRESETS, LaeTrainingConfig, apply_options, config_options, preset
 
@@ -174,13 +174,7 @@ class TrainedLae:
 def main(arguments: list[str] | None = None) -> None:
     """Read the options, train, save, plot."""
     parser = argparse.ArgumentParser(description="Train the LoRA weight autoencoder (LAE).")
-    parser.add_argument(
-        "--library",
-        dest="loras",
-        type=Path,
-        default=Path("runs/loras_amortised"),
-        help="folder of make_loras",
-    )
+    library_option(parser, "runs/loras_amortised")
     parser.add_argument("--out", type=Path, default=Path("runs/lae"), help="run folder, resumed if it exists")
     parser.add_argument("--preset", default="synthetic", help=", ".join(PRESETS))
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")

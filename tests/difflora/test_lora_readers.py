@@ -14,25 +14,24 @@ diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
 
 
+NARROW = {
+    "sample_size": 4,
+    "block_out_channels": (8, 16, 16),
+    "transformer_layers_per_block": (1, 2, 1),
+    "attention_head_dim": (2, 4, 4),
+    "norm_num_groups": 4,
+    "cross_attention_dim": 12,
+    "addition_time_embed_dim": 4,
+    "projection_class_embeddings_input_dim": 32,
+}
+
+
 @pytest.fixture(scope="module")
-def unet():
+def unet(sdxl_config):
     """Stable Diffusion XL's U-Net, narrow: the same levels and layers, one transformer block for ten."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return diffusers.UNet2DConditionModel(
-            sample_size=4,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            block_out_channels=(8, 16, 16),
-            transformer_layers_per_block=(1, 2, 1),
-            attention_head_dim=(2, 4, 4),
-            norm_num_groups=4,
-            cross_attention_dim=12,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=4,
-            projection_class_embeddings_input_dim=32,
-        ).requires_grad_(False)
+        return diffusers.UNet2DConditionModel(**{**sdxl_config, **NARROW}).requires_grad_(False)
 
 
 @pytest.fixture(scope="module")

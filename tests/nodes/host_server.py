@@ -47,6 +47,18 @@ class ComfyUI:
             "PYTHONDONTWRITEBYTECODE": "1",
         }
 
+    def run_script(self, script: Path, *arguments: Path) -> None:
+        """Run a script of ours in ComfyUI's Python; its first argument is the checkout."""
+        run = subprocess.run(
+            [self.python, script, self.root, *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+        assert run.returncode == 0, run.stderr[-3000:]
+
 
 class NoComfyUI(Exception):
     """There is no ComfyUI to test in; the text says why."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -66,15 +65,7 @@ def work(comfyui, full_unets, loras, tmp_path_factory):
             loras[name].save(work / f"{name}.{style}.safetensors", dtype=dtype, key_style=style)
     wanted = {name: list(targets.values()) for name, targets in TARGETS.items()}
     (work / "targets.json").write_text(json.dumps(wanted))
-    run = subprocess.run(
-        [comfyui.python, Path(__file__).parent / "in_host_loras.py", comfyui.root, work],
-        env=comfyui.environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
+    comfyui.run_script(Path(__file__).parent / "in_host_loras.py", work)
     return work
 
 

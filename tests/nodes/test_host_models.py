@@ -6,7 +6,6 @@ Letters: B pictures, Cl latent channels, h, w latent size, L prompt tokens, W te
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -93,16 +92,7 @@ def host(comfyui, folder, inputs, model, tmp_path_factory):
     work = tmp_path_factory.mktemp("host")
     save_checkpoint(work / "difflora.safetensors", model.checkpoint)
     save_file(inputs, work / "inputs.safetensors", metadata={"prompts": json.dumps(PROMPTS)})
-    script = Path(__file__).parent / "in_host.py"
-    run = subprocess.run(
-        [comfyui.python, script, comfyui.root, folder, work],
-        env=comfyui.environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
+    comfyui.run_script(Path(__file__).parent / "in_host.py", folder, work)
     return load_file(work / "outputs.safetensors")
 
 
