@@ -1,4 +1,4 @@
-"""Everything that touches ComfyUI's internals; no other file of the pack does.
+"""A diffusers pipeline folder as the host's MODEL, CLIP and VAE.
 
 Letters: B pictures, Cl latent channels, H, W picture size, h, w latent size, D text width, V vocabulary.
 """
@@ -6,15 +6,12 @@ Letters: B pictures, Cl latent channels, H, W picture size, h, w latent size, D 
 from __future__ import annotations
 
 import functools
-import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import comfy.clip_model
 import comfy.latent_formats
-import comfy.lora
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
@@ -28,96 +25,12 @@ import folder_paths
 import torch
 from torch import Tensor, nn
 
-from ..difflora.errors import CheckpointError, LayoutError
-from . import _pipeline_folder as pipeline_folder
-from ._match_lora import match_lora
+from ...difflora.errors import CheckpointError
+from .. import _pipeline_folder as pipeline_folder
 
-if TYPE_CHECKING:
-    from ..difflora.model import DiffLoRA
-
-MODEL_FOLDER = "difflora"
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 VAE_WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 TEXT_WEIGHTS = "text_encoder/model.safetensors"
-
-# ------------------------------------------------------------------------------------------- files, progress
-
-
-def register_model_folder() -> None:
-    """Makes ``models/difflora`` known to the host; folders from ``extra_model_paths.yaml`` stay first."""
-    folder_paths.add_model_folder_path(MODEL_FOLDER, os.path.join(folder_paths.models_dir, MODEL_FOLDER))
-    folders, _ = folder_paths.folder_names_and_paths[MODEL_FOLDER]
-    folder_paths.folder_names_and_paths[MODEL_FOLDER] = (folders, {".safetensors"})
-
-
-def checkpoint_names() -> list[str]:
-    """Names of the DiffLoRA checkpoints in the user's model folders."""
-    return folder_paths.get_filename_list(MODEL_FOLDER)
-
-
-def checkpoint_path(name: str) -> str:
-    """Full path of a checkpoint that ``checkpoint_names`` listed.
-
-    Raises:
-        CheckpointError: if it is no longer there.
-    """
-    path = folder_paths.get_full_path(MODEL_FOLDER, name)
-    if path is None:
-        folders = ", ".join(folder_paths.get_folder_paths(MODEL_FOLDER))
-        raise CheckpointError(
-            f"DiffLoRA checkpoint {name!r} not found; looked in {folders}: put the file there and "
-            f"press R in ComfyUI to refresh the list"
-        )
-    return path
-
-
-def progress() -> Callable[[int, int], None]:
-    """A callback that moves the running node's progress bar and stops the run after Cancel."""
-    bar = comfy.utils.ProgressBar(1)
-
-    def step(done: int, total: int) -> None:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        bar.update_absolute(done, total)
-
-    return step
-
-
-# ---------------------------------------------------------------------------------- our networks in the host
-
-
-@dataclass(frozen=True)
-class ManagedModel:
-    """A model of ours whose networks the host moves between devices.
-
-    Attributes:
-        model: the object that owns the networks.
-        patcher: the host's handle on all of them.
-    """
-
-    model: DiffLoRA
-    patcher: comfy.model_patcher.ModelPatcher
-
-    def on_device(self) -> DiffLoRA:
-        """The model, after the host has made room and moved its networks to the computing device."""
-        comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
-        return self.model
-
-
-def manage(model: DiffLoRA) -> ManagedModel:
-    """Hands the networks of a model to the host's model management.
-
-    The container keeps the host's bookkeeping attributes off our modules (transformers forbids setting
-    ``device``).
-    """
-    patcher = comfy.model_patcher.ModelPatcher(
-        nn.ModuleDict(dict(model.networks)),
-        load_device=comfy.model_management.get_torch_device(),
-        offload_device=comfy.model_management.unet_offload_device(),
-    )
-    return ManagedModel(model, patcher)
-
-
-# ------------------------------------------------------------------------- a diffusers folder as host models
 
 
 class _SampleSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.X0):
@@ -337,32 +250,3 @@ def load_vae(folder: Path) -> comfy.sd.VAE:
     network = _PatchAutoencoder(latent_channels, patch)
     _load_strictly(network, weights, "vae")
     return _PatchVAE(network)
-
-
-# ------------------------------------------------------------------------------------------- strict patching
-
-
-def apply_lora(
-    model: comfy.model_patcher.ModelPatcher, lora: Mapping[str, Tensor], strength: float
-) -> comfy.model_patcher.ModelPatcher:
-    """A copy of MODEL that is patched with every module of the LoRA; the original is untouched.
-
-    Args:
-        model: the host's MODEL.
-        lora: kohya-keyed tensors.
-        strength: multiplier of the whole LoRA.
-
-    Raises:
-        LayoutError: if anything of the LoRA has no place in MODEL; then nothing was patched.
-    """
-    shapes = {name: tuple(weight.shape) for name, weight in model.model_state_dict().items()}
-    modules = match_lora(lora, comfy.lora.model_lora_keys_unet(model.model, {}), shapes)
-    patches = comfy.lora.load_lora(dict(lora), modules)
-    patched = model.clone()
-    accepted = set(patched.add_patches(patches, strength))
-    if len(patches) != len(modules) or accepted != set(patches):
-        raise LayoutError(
-            f"ComfyUI accepted {len(accepted)} of {len(modules)} modules of this LoRA, so the result was "
-            f"discarded: please report this with your ComfyUI version"
-        )
-    return patched

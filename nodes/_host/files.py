@@ -1,0 +1,53 @@
+"""The user's model folders, and the running node's progress bar."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+
+from ...difflora.errors import CheckpointError
+
+MODEL_FOLDER = "difflora"
+
+
+def register_model_folder() -> None:
+    """Makes ``models/difflora`` known to the host; folders from ``extra_model_paths.yaml`` stay first."""
+    folder_paths.add_model_folder_path(MODEL_FOLDER, os.path.join(folder_paths.models_dir, MODEL_FOLDER))
+    folders, _ = folder_paths.folder_names_and_paths[MODEL_FOLDER]
+    folder_paths.folder_names_and_paths[MODEL_FOLDER] = (folders, {".safetensors"})
+
+
+def checkpoint_names() -> list[str]:
+    """Names of the DiffLoRA checkpoints in the user's model folders."""
+    return folder_paths.get_filename_list(MODEL_FOLDER)
+
+
+def checkpoint_path(name: str) -> str:
+    """Full path of a checkpoint that ``checkpoint_names`` listed.
+
+    Raises:
+        CheckpointError: if it is no longer there.
+    """
+    path = folder_paths.get_full_path(MODEL_FOLDER, name)
+    if path is None:
+        folders = ", ".join(folder_paths.get_folder_paths(MODEL_FOLDER))
+        raise CheckpointError(
+            f"DiffLoRA checkpoint {name!r} not found; looked in {folders}: put the file there and "
+            f"press R in ComfyUI to refresh the list"
+        )
+    return path
+
+
+def progress() -> Callable[[int, int], None]:
+    """A callback that moves the running node's progress bar and stops the run after Cancel."""
+    bar = comfy.utils.ProgressBar(1)
+
+    def step(done: int, total: int) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar.update_absolute(done, total)
+
+    return step
