@@ -1,6 +1,7 @@
 """A frozen text-to-image base model from a diffusers pipeline folder, as much of it as LoRA work needs.
 
-Letters: B pictures, C latent channels, h x w latent grid, L prompt tokens, W text width.
+Letters: B pictures, C latent channels, h x w latent grid, L prompt tokens (with the rows of pooled text, see
+`text_features`), W text width.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CheckpointError
+from .pipelines import load_pipeline, networks_of, pooled_text_width
+from .text_features import TextEncoder, encode_text, split_text
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+PIXELS_AT_ONCE = 2**22
+"""Pictures go through the picture autoencoder in groups of this size: four of 1024 x 1024, all tiny ones."""
 
 
 def weights_fingerprint(*networks: nn.Module) -> str:
@@ -34,54 +39,58 @@ def weights_fingerprint(*networks: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class BaseModel:
-    """Denoiser, text encoder and picture autoencoder of one base model; nothing in it is trained here."""
+    """Denoiser, text encoders and picture autoencoder of one base model; nothing in it is trained here.
+
+    Args:
+        name: of its folder.
+        denoiser: the U-Net (networks of diffusers and transformers are `Any`: nn.Module alone has no config).
+        text_encoder: the first text encoder.
+        tokenizer: of the first text encoder.
+        autoencoder: of pictures.
+        alphas_cumprod: (timesteps,) noise schedule.
+        prediction_type: one of `PREDICTION_TYPES`.
+        more_text_encoders: tokenizer and network of every further text encoder.
+        pooled_width: width of the pooled text that the denoiser is told, 0 if it is told the words only.
+    """
 
     name: str
-    denoiser: Any  # networks of diffusers and transformers: nn.Module alone has no config
+    denoiser: Any
     text_encoder: Any
     tokenizer: Any
     autoencoder: Any
     alphas_cumprod: Tensor
     prediction_type: str
+    more_text_encoders: tuple[TextEncoder, ...] = ()
+    pooled_width: int = 0
 
     @classmethod
     def load(
         cls, path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> BaseModel:
-        """Load a ``StableDiffusionPipeline`` folder.
+        """Load the folder of a diffusers pipeline: Stable Diffusion 1, 2 or XL.
 
         Args:
             path: folder with ``model_index.json``.
             device: where the networks go.
-            dtype: of the networks.
+            dtype: of the networks; an autoencoder that overflows in half precision stays in float32.
 
         Raises:
-            CheckpointError: when the folder is not a diffusers pipeline.
+            CheckpointError: when the folder is no such pipeline, or a part of it is missing or damaged.
         """
-        from diffusers import StableDiffusionPipeline
-
-        from . import picture_autoencoder  # noqa: F401 (diffusers only finds components of imported modules)
-
-        path = Path(path)
-        if not (path / "model_index.json").is_file():
-            raise CheckpointError(
-                f"{path} is no diffusers pipeline (no model_index.json): give the folder that has one"
-            )
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            path, local_files_only=True, safety_checker=None, requires_safety_checker=False
-        )
-        # the weights may lie in half precision; nn.Module's own cast, because diffusers warns about every one
-        for network in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
-            nn.Module.to(network, dtype)
-        return cls.from_pipeline(pipeline, name=path.resolve().name, device=device)
+        pipeline = load_pipeline(Path(path), dtype)
+        return cls.from_pipeline(pipeline, name=Path(path).resolve().name, device=device)
 
     @classmethod
     def from_pipeline(
-        cls, pipeline: StableDiffusionPipeline, name: str, device: torch.device | str = "cpu"
+        cls, pipeline: DiffusionPipeline, name: str, device: torch.device | str = "cpu"
     ) -> BaseModel:
-        """The base model inside a diffusers pipeline object."""
+        """The base model inside a diffusers pipeline object.
+
+        Raises:
+            CheckpointError: its denoiser predicts, or has to be told, something unknown.
+        """
         parts: Any = pipeline  # diffusers sets the components at run time, unknown to a type checker
-        for network in (parts.unet, parts.text_encoder, parts.vae):
+        for network in networks_of(pipeline):
             network.to(device).eval().requires_grad_(False)
         config = parts.scheduler.config
         if config.prediction_type not in PREDICTION_TYPES:
@@ -89,15 +98,17 @@ class BaseModel:
                 f"base model {name} predicts {config.prediction_type!r}: "
                 f"known are {', '.join(PREDICTION_TYPES)}"
             )
-        alphas = parts.scheduler.alphas_cumprod.to(device)  # (timesteps,)
+        second = getattr(parts, "text_encoder_2", None)
         return cls(
             name,
             parts.unet,
             parts.text_encoder,
             parts.tokenizer,
             parts.vae,
-            alphas,
+            parts.scheduler.alphas_cumprod.to(device),  # (timesteps,)
             config.prediction_type,
+            () if second is None else ((parts.tokenizer_2, second),),
+            pooled_text_width(name, parts.unet.config),
         )
 
     @property
@@ -118,7 +129,8 @@ class BaseModel:
     @property
     def encoders_fingerprint(self) -> str:
         """The same for the text encoder and the picture autoencoder: whether encoded data stay valid."""
-        return weights_fingerprint(self.text_encoder, self.autoencoder)
+        more = (network for _, network in self.more_text_encoders)
+        return weights_fingerprint(self.text_encoder, *more, self.autoencoder)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -126,29 +138,60 @@ class BaseModel:
         config = self.denoiser.config
         return config.in_channels, config.sample_size, config.sample_size
 
-    @torch.no_grad()
+    @property
+    def picture_px(self) -> int:
+        """Side of the pictures that the base model is made for, in pixels."""
+        return self.denoiser.config.sample_size * self.pixels_per_latent
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """Side of what one latent covers; diffusers' own rule: every level of the autoencoder halves once."""
+        return 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
+
     def encode_prompts(self, prompts: list[str]) -> Tensor:
         """Prompts -> (B, L, W) text features; too long prompts are cut as everywhere in Stable Diffusion."""
-        tokens = self.tokenizer(
-            prompts,
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids  # (B, L)
-        return self.text_encoder(tokens.to(self.device)).last_hidden_state  # (B, L, W)
+        encoders = ((self.tokenizer, self.text_encoder), *self.more_text_encoders)
+        return encode_text(encoders, prompts, self.pooled_width, self.device)  # (B, L, W)
 
     @torch.no_grad()
     def encode_images(self, pictures: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] -> scaled latents (B, C, h, w)."""
-        latents = self.autoencoder.encode(pictures.to(self.device, self.dtype)).latent_dist.mode()
-        return latents * self.autoencoder.config.scaling_factor
+        dtype = next(self.autoencoder.parameters()).dtype
+        groups = pictures.split(max(1, PIXELS_AT_ONCE // pictures[0, 0].numel()))
+        latents = [
+            self.autoencoder.encode(group.to(self.device, dtype)).latent_dist.mode() for group in groups
+        ]
+        return torch.cat(latents) * self.autoencoder.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, image_latents: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) -> pictures (B, 3, H, W), clamped to [-1, 1]."""
-        latents = image_latents.to(self.dtype) / self.autoencoder.config.scaling_factor
-        return self.autoencoder.decode(latents).sample.clamp(-1.0, 1.0)
+        dtype = next(self.autoencoder.parameters()).dtype
+        latents = image_latents.to(dtype) / self.autoencoder.config.scaling_factor
+        pixels = latents[0, 0].numel() * self.pixels_per_latent**2
+        groups = latents.split(max(1, PIXELS_AT_ONCE // pixels))
+        return torch.cat([self.autoencoder.decode(group).sample.clamp(-1.0, 1.0) for group in groups])
+
+    def denoise(self, noisy: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
+        """What the denoiser predicts, told everything that its kind wants to know.
+
+        SDXL also takes the pooled text, and sizes and crop of the picture: those of an uncropped one.
+
+        Args:
+            noisy: (B, C, h, w) latents at timestep t.
+            t: (B,) integer timesteps.
+            prompt_embeds: (B, L, W) from `encode_prompts`.
+
+        Returns:
+            (B, C, h, w), in the language of `prediction_type`.
+        """
+        if not self.pooled_width:
+            return self.denoiser(noisy, t, encoder_hidden_states=prompt_embeds).sample
+        words, pooled = split_text(prompt_embeds, self.pooled_width)  # (B, L', W), (B, Q)
+        height, width = (side * self.pixels_per_latent for side in noisy.shape[-2:])
+        time_ids = pooled.new_tensor([[height, width, 0, 0, height, width]]).expand(len(noisy), -1)  # (B, 6)
+        added = {"text_embeds": pooled, "time_ids": time_ids}
+        return self.denoiser(noisy, t, encoder_hidden_states=words, added_cond_kwargs=added).sample
 
     def _levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha = self.alphas_cumprod[t].float()[:, None, None, None]  # (B, 1, 1, 1)
@@ -178,7 +221,7 @@ class BaseModel:
         Returns:
             (B, C, h, w) x_0.
         """
-        output = self.denoiser(noisy, t, encoder_hidden_states=prompt_embeds).sample  # (B, C, h, w)
+        output = self.denoise(noisy, t, prompt_embeds)  # (B, C, h, w)
         return self._to_x0(output.float(), noisy, t)
 
     def denoising_loss(
@@ -197,7 +240,7 @@ class BaseModel:
         """
         signal, sigma = self._levels(t)
         noisy = self.add_noise(image_latents, noise, t)  # (B, C, h, w)
-        output = self.denoiser(noisy, t, encoder_hidden_states=prompt_embeds).sample  # (B, C, h, w)
+        output = self.denoise(noisy, t, prompt_embeds)  # (B, C, h, w)
         target = {
             "sample": image_latents,
             "epsilon": noise,

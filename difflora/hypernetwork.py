@@ -75,6 +75,17 @@ class LoraHypernetwork(nn.Module):
         self.weight_rms: Tensor
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of LAE, MIF and DiT. Features, latents and flat weights go in and come out in float32."""
+        return self.dit.position.dtype
+
+    def to_precision(self, dtype: torch.dtype) -> LoraHypernetwork:
+        """Convert LAE, MIF and DiT in place; statistics stay float32. Half of the memory in bfloat16."""
+        for part in (self.lae, self.mif, self.dit):
+            part.to(dtype)
+        return self
+
+    @property
     def normalisation(self) -> LoraNormalisation:
         """Statistics of the library that the networks were trained on."""
         return LoraNormalisation(self.layout, self.weight_mean, self.weight_rms)
@@ -94,9 +105,7 @@ class LoraHypernetwork(nn.Module):
         Returns:
             (n, T, C) standardised latents of the library.
         """
-        latents = torch.cat(
-            [self.lae.encode(self.normalisation.normalise(part)) for part in flat_weights.split(64)]
-        )
+        latents = torch.cat([self._encode(part) for part in flat_weights.split(64)])  # (n, T, C)
         std = latents.std(dim=0)  # (T, C)
         self.latent_mean.copy_(latents.mean(dim=0))
         self.latent_std.copy_(torch.where(std > MIN_LATENT_STD, std, 1.0))
@@ -104,22 +113,25 @@ class LoraHypernetwork(nn.Module):
 
     def encode_loras(self, flat_weights: Tensor) -> Tensor:
         """Raw flat weights (B, P) -> standardised latents (B, T, C)."""
-        return (
-            self.lae.encode(self.normalisation.normalise(flat_weights)) - self.latent_mean
-        ) / self.latent_std
+        return (self._encode(flat_weights) - self.latent_mean) / self.latent_std
+
+    def _encode(self, flat_weights: Tensor) -> Tensor:
+        """(B, P) -> (B, T, C), not standardised."""
+        return self.lae.encode(self.normalisation.normalise(flat_weights).to(self.dtype)).float()
 
     def decode_latents(self, latent: Tensor) -> Tensor:
         """Standardised latents (B, T, C) -> raw flat weights (B, P)."""
-        return self.normalisation.denormalise(self.lae.decode(latent * self.latent_std + self.latent_mean))
+        latent = latent * self.latent_std + self.latent_mean  # (B, T, C)
+        return self.normalisation.denormalise(self.lae.decode(latent.to(self.dtype)).float())
 
     def condition(self, face: Tensor, image: Tensor, mask: Tensor) -> Condition:
         """MIF: face (B, N, 512), image (B, N, C), mask (B, N) -> condition."""
-        return self.mif(face, image, mask)
+        return self.mif(face.to(self.dtype), image.to(self.dtype), mask)
 
     def predict_x0(self, latent: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """The clean latent that the DiT expects: (B, T, C), (B,), condition -> (B, T, C)."""
         alpha, sigma = self.config.diffusion.alpha_sigma(time)  # (B,) each
-        output = self.dit(latent, time, condition)  # (B, T, C)
+        output = self.dit(latent.to(self.dtype), time, condition).float()  # (B, T, C)
         return diffusion.to_x0(output, latent, alpha, sigma, self.config.diffusion.prediction)
 
     def predict_guided(
@@ -153,7 +165,7 @@ class LoraHypernetwork(nn.Module):
         config, device = self.config.mif, self.latent_mean.device
         face = torch.zeros(batch, 1, config.face_width, device=device)  # (B, 1, 512)
         image = torch.zeros(batch, 1, config.image_width, device=device)  # (B, 1, C)
-        return self.mif(face, image, torch.zeros(batch, 1, dtype=torch.bool, device=device))
+        return self.condition(face, image, torch.zeros(batch, 1, dtype=torch.bool, device=device))
 
     @torch.no_grad()
     def sample(

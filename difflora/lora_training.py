@@ -181,10 +181,15 @@ def optimise(
     batches = common_batches(base, image_latents, prompt_embeds, config, generator)
     for step in range(config.num_steps):
         x0, prompts, noise, timesteps = next(batches)
-        with batched_lora(base.denoiser, layout, flat, shared_down), autocast(config.precision, x0.device):
-            losses = base.denoising_loss(x0, prompts, noise, timesteps)  # (B*K,)
-        loss = losses.float().unflatten(0, (len(flat), -1)).mean(dim=1).sum()  # sum over B of means over K
-        for tensor, gradient in zip(trained, torch.autograd.grad(loss, trained), strict=True):
+        with batched_lora(base.denoiser, layout, flat, shared_down):
+            with autocast(config.precision, x0.device):
+                losses = base.denoising_loss(x0, prompts, noise, timesteps)  # (B*K,)
+            loss = (
+                losses.float().unflatten(0, (len(flat), -1)).mean(dim=1).sum()
+            )  # sum over B of means over K
+            # within the context, because gradient checkpointing runs the patched model again
+            gradients = torch.autograd.grad(loss, trained)
+        for tensor, gradient in zip(trained, gradients, strict=True):
             tensor.grad = gradient  # not loss.backward(): the base model gets no gradients
         for group in optimiser.param_groups:
             group["lr"] = config.rate_at(step) * group["relative_rate"]

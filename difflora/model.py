@@ -77,6 +77,7 @@ class DiffLoRA:
         face_pack: str | Path | None = None,
         image_encoder: str | Path | None = None,
         device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> DiffLoRA:
         """Load a checkpoint and its face models.
 
@@ -85,6 +86,7 @@ class DiffLoRA:
             face_pack: folder of the insightface pack that the checkpoint names; embedded ones are found.
             image_encoder: folder of the CLIP vision tower that it names; goes with the face pack.
             device: where the networks run.
+            dtype: of DiffLoRA's own networks; bfloat16 halves their memory.
 
         Returns:
             The model. Without face models (a foreign pack, no folder given) it generates from features only.
@@ -98,7 +100,7 @@ class DiffLoRA:
                 f"the embedded checkpoint {EMBEDDED_CHECKPOINT} is missing: clone the repository again, or "
                 "train it with python -m training.train_world, make_loras, train_lae and train_dit"
             )
-        checkpoint = load_checkpoint(EMBEDDED_CHECKPOINT if path is None else path, device)
+        checkpoint = load_checkpoint(EMBEDDED_CHECKPOINT if path is None else path, device, dtype=dtype)
         embedded_pack = EMBEDDED_FACE_PACKS / checkpoint.face_pack
         if face_pack is None and embedded_pack.is_dir():
             face_pack, image_encoder = embedded_pack, image_encoder or EMBEDDED_IMAGE_ENCODER

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from training.base_presets import BASE_PRESETS, MINI_PRESETS, SDXL, save_random_pipeline
+
 torch.set_num_threads(1)
 
 
@@ -28,33 +30,22 @@ def repository() -> Path:
     return Path(__file__).resolve().parents[1]
 
 
-SDXL = {  # stabilityai/stable-diffusion-xl-base-1.0, unet/config.json
-    "sample_size": 128,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (320, 640, 1280),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-
-
 @pytest.fixture(scope="session")
 def sdxl_config() -> dict[str, object]:
     """Arguments of diffusers' `UNet2DConditionModel` for Stable Diffusion XL."""
-    return dict(SDXL)
+    return dict(SDXL.unet)
 
 
 @pytest.fixture(scope="session")
 def full_unets() -> dict[str, torch.nn.Module]:
     """The U-Nets of Stable Diffusion 1.5 and XL in full size without weights: on the meta device."""
-    diffusers = pytest.importorskip("diffusers")
-    with torch.device("meta"):
-        return {
-            "sd15": diffusers.UNet2DConditionModel(cross_attention_dim=768),  # the defaults are SD 1.5's
-            "sdxl": diffusers.UNet2DConditionModel(**SDXL),
-        }
+    pytest.importorskip("diffusers")
+    return {name: preset.build_unet() for name, preset in BASE_PRESETS.items()}
+
+
+@pytest.fixture(scope="session")
+def mini_pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of narrow base models with random weights and exactly the names of SD 1.5's and SDXL's."""
+    pytest.importorskip("diffusers")
+    folder = tmp_path_factory.mktemp("mini")
+    return {name: save_random_pipeline(preset, folder / name) for name, preset in MINI_PRESETS.items()}

@@ -14,7 +14,7 @@ FLOW = (
     *("errors", "files", "photos", "layout"),
     *("unet_names", "lora_keys", "adapter_config", "lora_metadata", "lora_sidecar", "lora", "lora_edit"),
     *("patch", "batched"),
-    *("picture_autoencoder", "base_model", "lora_training"),
+    *("picture_autoencoder", "pipelines", "text_features", "base_model", "lora_training"),
     *(
         "normalisation",
         "autoencoder",

@@ -15,13 +15,71 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from difflora.errors import CheckpointError
+from difflora.errors import CheckpointError, DiffLoRAError
 from difflora.files import load_safetensors
 from difflora.layout import LoraLayout, check_shapes
+from difflora.lora_training import AUTOCAST_DTYPES, LoraTrainingConfig
+from training.base_presets import TARGETS
 from training.common import read_config
 
+DOWNS = ("random", "learned")
 SHARED_DOWN_NAME = "shared_down.safetensors"
 SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class LibraryConfig:
+    """How a library is made: what a LoRA is, and how each is trained.
+
+    Args:
+        targets: what a LoRA touches, one of `training.base_presets.TARGETS`.
+        rank: of every LoRA.
+        down: the shared lora_down: "random", or "learned" with the first people.
+        down_people: people that learn it together, in one batch.
+        down_steps: optimiser steps of that.
+        pictures: pictures of each person.
+        batch: people trained at once, one shard.
+        steps: optimiser steps for each batch of people.
+        pictures_per_step: pictures of each person in a step.
+        learning_rate: peak rate; see `LoraTrainingConfig`, also for the next two.
+        average_from: fraction of the steps after which weights are averaged.
+        precision: "float32", "bfloat16" or "float16"; half precision pays only where the hardware has units.
+        checkpointing: recompute activations instead of keeping them: a third slower, much less memory.
+    """
+
+    targets: str = "attention+ff"
+    rank: int = 4
+    down: str = "learned"
+    down_people: int = 16
+    down_steps: int = 60
+    pictures: int = 24
+    batch: int = 16
+    steps: int = LoraTrainingConfig.num_steps
+    pictures_per_step: int = LoraTrainingConfig.pictures_per_step
+    learning_rate: float = LoraTrainingConfig.learning_rate
+    average_from: float = LoraTrainingConfig.average_from
+    precision: str = LoraTrainingConfig.precision
+    checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse names that nothing implements.
+
+        Raises:
+            DiffLoRAError: an unknown name.
+        """
+        for name, known in (("targets", TARGETS), ("down", DOWNS), ("precision", AUTOCAST_DTYPES)):
+            if (value := getattr(self, name)) not in known:
+                raise DiffLoRAError(f"--{name} {value!r} is not known: use one of {', '.join(known)}")
+
+    def training(self) -> LoraTrainingConfig:
+        """The part that is about training one LoRA."""
+        return LoraTrainingConfig(
+            num_steps=self.steps,
+            pictures_per_step=self.pictures_per_step,
+            learning_rate=self.learning_rate,
+            average_from=self.average_from,
+            precision=self.precision,
+        )
 
 
 @dataclass(frozen=True, eq=False)

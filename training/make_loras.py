@@ -2,7 +2,7 @@
 
     python -m training.make_loras --people 512                     # the synthetic world
     python -m training.make_loras --people 64 --split validation   # other people, same library folder
-    python -m training.make_loras --base SD15_FOLDER --photos DIR  # one folder of photos per person
+    python -m training.make_loras --preset sdxl --base FOLDER --photos DIR  # one folder of photos per person
 
 Letters: B people of a shard, n pictures of each, (C, h, w) image latents, (T, W) prompt embeddings.
 """
@@ -27,22 +27,17 @@ from difflora.base_model import BaseModel
 from difflora.errors import DiffLoRAError
 from difflora.files import load_safetensors, save_safetensors
 from difflora.layout import LoraLayout, init_shared_down
-from difflora.lora_training import (
-    AUTOCAST_DTYPES,
-    LoraTrainingConfig,
-    Progress,
-    learn_shared_down,
-    train_loras,
-)
-from difflora.synthetic.world import BASE_MODEL
+from difflora.lora_training import LoraTrainingConfig, Progress, learn_shared_down, train_loras
+from training.base_presets import TARGETS
 from training.common import MetricsWriter, open_run, polite_interruption, progress_bar, say
-from training.lora_library import SHARED_DOWN_NAME, SPLITS, Shard, deal_shards
+from training.lora_library import SHARED_DOWN_NAME, SPLITS, LibraryConfig, Shard, deal_shards
 from training.pictures import People, PhotoFolders, RenderedPeople
+from training.presets import PRESETS, apply_options, config_options, preset
 
 
 def training_pictures(base: BaseModel, people: People, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Latents (B, n, C, h, w) and prompt embeddings: (n, T, W) if shared by all, else (B, n, T, W)."""
-    pictures, prompts = people.pictures(list(indices), picture_size(base))  # (B, n, 3, S, S)
+    pictures, prompts = people.pictures(list(indices), base.picture_px)  # (B, n, 3, S, S)
     count = pictures.shape[1]
     latents = torch.cat([base.encode_images(own) for own in pictures])  # (B*n, C, h, w)
     if all(own == prompts[0] for own in prompts):
@@ -53,34 +48,27 @@ def training_pictures(base: BaseModel, people: People, indices: Sequence[int]) -
     return latents.unflatten(0, (-1, count)).float(), (embeds[0] if len(embeds) == 1 else embeds).float()
 
 
-def picture_size(base: BaseModel) -> int:
-    """Side of the base model's pictures in pixels."""
-    return base.decode(torch.zeros(1, *base.latent_shape, device=base.device)).shape[-1]
-
-
 def prepare_shared_down(
-    folder: Path, base: BaseModel, layout: LoraLayout, people: People, options: argparse.Namespace
+    folder: Path, base: BaseModel, layout: LoraLayout, people: People, making: LibraryConfig, seed: int
 ) -> dict[str, Tensor]:
     """The library's `lora_down`: read if it exists, else drawn or learned, and saved."""
     path = folder / SHARED_DOWN_NAME
     if path.is_file():
         return load_safetensors(path)[0]
-    if options.down == "learned":
+    if making.down == "learned":
         if isinstance(people, RenderedPeople):
             people = dataclasses.replace(people, split="train")  # whatever split comes first
-        teachers = options.down_people
+        teachers = making.down_people
         if isinstance(people, PhotoFolders):
             teachers = min(teachers, len(people))
         latents, prompts = training_pictures(base, people, range(teachers))
-        config = dataclasses.replace(training_config(options), num_steps=options.down_steps)
-        generator = torch.Generator().manual_seed(options.seed)
-        with progress_bar(options.down_steps, "lora_down") as bar:
+        config = dataclasses.replace(making.training(), num_steps=making.down_steps)
+        generator = torch.Generator().manual_seed(seed)
+        with progress_bar(making.down_steps, "lora_down") as bar:
             progress = show_loss(bar, move=True)
-            down = learn_shared_down(
-                base, layout, latents, prompts, config, generator, options.seed, progress
-            )
+            down = learn_shared_down(base, layout, latents, prompts, config, generator, seed, progress)
     else:
-        down = init_shared_down(layout, options.seed)
+        down = init_shared_down(layout, seed)
     save_safetensors(path, down)
     return down
 
@@ -176,17 +164,6 @@ def run_workers(arguments: Sequence[str], workers: int) -> None:
         )
 
 
-def training_config(options: argparse.Namespace) -> LoraTrainingConfig:
-    """The part of the options that is about training one LoRA."""
-    return LoraTrainingConfig(
-        num_steps=options.steps,
-        pictures_per_step=options.pictures_per_step,
-        learning_rate=options.learning_rate,
-        average_from=options.average_from,
-        precision=options.precision,
-    )
-
-
 def parse_worker(text: str) -> tuple[int, int]:
     """Read `1/2` as (1, 2)."""
     index, _, count = text.partition("/")
@@ -197,59 +174,52 @@ def parse_worker(text: str) -> tuple[int, int]:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Command line."""
-    defaults = LoraTrainingConfig()
     parser = argparse.ArgumentParser(
         prog="python -m training.make_loras", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--base", type=Path, default=BASE_MODEL, help="diffusers pipeline folder")
+    parser.add_argument("--preset", default="synthetic", help=", ".join(PRESETS))
+    parser.add_argument(
+        "--base", type=Path, help="diffusers pipeline folder (default: the synthetic world's)"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/loras"), help="folder of the library")
     parser.add_argument(
         "--photos", type=Path, help="one folder of photos per person, instead of rendered people"
     )
     parser.add_argument("--split", choices=SPLITS, default="train", help="which rendered people")
     parser.add_argument("--people", type=int, default=320, help="how many people (with --photos: at most)")
-    parser.add_argument("--pictures", type=int, default=24, help="pictures of each person")
-    parser.add_argument("--batch", type=int, default=16, help="people trained at once, one shard")
-    parser.add_argument("--steps", type=int, default=defaults.num_steps, help="steps per batch of people")
-    parser.add_argument("--pictures-per-step", type=int, default=defaults.pictures_per_step)
-    parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
-    parser.add_argument(
-        "--average-from", type=float, default=defaults.average_from, help="see LoraTrainingConfig"
-    )
-    parser.add_argument(
-        "--precision",
-        choices=tuple(AUTOCAST_DTYPES),
-        default=defaults.precision,
-        help="bfloat16 pays only on a GPU or a CPU with bfloat16 units: without, it is 10 x slower",
-    )
-    parser.add_argument("--rank", type=int, default=4)
-    parser.add_argument(
-        "--down", choices=("random", "learned"), default="learned", help="the shared lora_down"
-    )
-    parser.add_argument("--down-people", type=int, default=16, help="people that learn the shared lora_down")
-    parser.add_argument("--down-steps", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0, help="of scenes, noise and lora_down")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes, each with one thread")
     parser.add_argument(
         "--worker", type=parse_worker, default=(0, 1), help="do only every n-th shard, e.g. 0/2"
     )
+    config_options(parser, LibraryConfig)
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Arguments, data, loop, save."""
     options = parse(arguments)
-    base = BaseModel.load(options.base, options.device)
     people, count = open_people(options)
+    base = BaseModel.load(preset(options.preset).file("base", options.base), options.device)
     run(base, people, count, options, arguments)
 
 
+def library_config(options: argparse.Namespace) -> LibraryConfig:
+    """The preset's settings, with what the options say instead."""
+    return apply_options(preset(options.preset).library, options)
+
+
 def open_people(options: argparse.Namespace) -> tuple[People, int]:
-    """The source of pictures and the number of people."""
-    if options.photos is None:
-        return RenderedPeople(options.split, options.pictures, options.seed), options.people
-    folders = PhotoFolders(options.photos, options.pictures)
+    """The source of pictures and the number of people.
+
+    Raises:
+        DiffLoRAError: a base model of real pictures, and no photos.
+    """
+    pictures = library_config(options).pictures
+    if options.photos is None and preset(options.preset).base is None:
+        return RenderedPeople(options.split, pictures, options.seed), options.people
+    folders = PhotoFolders(preset(options.preset).file("photos", options.photos), pictures)
     return folders, min(options.people, len(folders))
 
 
@@ -257,8 +227,12 @@ def run(
     base: BaseModel, people: People, count: int, options: argparse.Namespace, arguments: Sequence[str] = ()
 ) -> None:
     """Open the library, then train its missing shards here or in worker processes."""
-    layout = LoraLayout.from_model(base.denoiser, rank=options.rank)
-    config = training_config(options)
+    making = library_config(options)
+    layout = LoraLayout.from_model(base.denoiser, TARGETS[making.targets], making.rank)
+    if making.checkpointing:
+        base.denoiser.enable_gradient_checkpointing()
+    config = making.training()
+    learned = (making.down_people, making.down_steps) if making.down == "learned" else ()
     folder = open_run(
         options.out,
         {
@@ -267,20 +241,17 @@ def run(
             "layout": layout.to_json(),
             "training": dataclasses.asdict(config),
             "people": people.description(),
-            "down": [
-                options.down,
-                *((options.down_people, options.down_steps) if options.down == "learned" else ()),
-            ],
-            "batch": options.batch,
+            "down": [making.down, *learned],
+            "batch": making.batch,
             "seed": options.seed,
         },
     )
-    shared_down = prepare_shared_down(folder, base, layout, people, options)
+    shared_down = prepare_shared_down(folder, base, layout, people, making, options.seed)
     if options.workers > 1 and options.worker == (0, 1):
         run_workers(arguments, options.workers)
         return
     index, workers = options.worker
-    shards = deal_shards(folder, options.split, count, options.batch)[index::workers]
+    shards = deal_shards(folder, options.split, count, making.batch)[index::workers]
     make_shards(shards, base, layout, shared_down, people, config, options.seed, position=index)
 
 

@@ -26,6 +26,9 @@ from training.common import open_run, progress_bar
 from training.pictures import People
 
 SHARD_PEOPLE = 64
+SHARD_PIXELS = (
+    2**25
+)  # of one shard's photos: 400 MB as float32; 64 people of eight small photos stay one shard
 NUM_SCENES = 1024  # distinct scenes: their prompts are embedded once; common random numbers for everybody
 
 
@@ -165,7 +168,7 @@ def build_pool(
     Raises:
         CheckpointError: the folder caches other people, or features of other models.
     """
-    size = base.decode(torch.zeros(1, *base.latent_shape, device=base.device)).shape[-1]  # pixels
+    size = base.picture_px
     photo_size = max(size, PHOTO_PX)
     models = {
         "photo_px": photo_size,
@@ -176,8 +179,9 @@ def build_pool(
     open_run(folder, {"people": people.description(), **models})
     bar = progress_bar(count, f"photos ({folder.name})")
     shards, prompts = [], []
-    for start in range(0, count, SHARD_PEOPLE):
-        indices = list(range(start, min(start + SHARD_PEOPLE, count)))
+    step = min(SHARD_PEOPLE, max(1, SHARD_PIXELS // (people.pictures_per_person * photo_size**2)))
+    for start in range(0, count, step):
+        indices = list(range(start, min(start + step, count)))
         path = folder / f"photos-{start:06d}-{len(indices)}.safetensors"
         if not path.is_file():
             with torch.no_grad():

@@ -26,6 +26,10 @@ CAPTION_SUFFIX = ".txt"
 class People(Protocol):
     """Where the pictures of person number i come from."""
 
+    @property
+    def pictures_per_person(self) -> int:
+        """How many pictures each person has, n."""
+
     def description(self) -> dict[str, Any]:
         """JSON values that say which people these are: a library is continued only with the same ones."""
 

@@ -1,123 +1,93 @@
-"""How LAE and DiT are trained, and one table of presets with the sizes of all networks.
+"""One table of presets: the sizes of all networks, and how LoRAs, LAE and DiT are trained.
 
-Every field of the two training configs is also a command-line option (`--learning-rate 1e-3`).
+Every field of the training configs is also a command-line option (`--learning-rate 1e-3`).
 """
 
 import argparse
 from dataclasses import dataclass, field, fields, replace
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from difflora.autoencoder import LaeConfig
 from difflora.diffusion import DiffusionConfig
 from difflora.errors import DiffLoRAError
 from difflora.hypernetwork import HypernetworkConfig
 from difflora.mixing import MifConfig
+from difflora.synthetic import world
 from difflora.transformer import DitConfig
+from training.base_presets import SD15, SDXL, BasePreset
+from training.lora_library import LibraryConfig
+from training.settings import DitTrainingConfig, LaeTrainingConfig
 
 Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
-class LaeTrainingConfig:
-    """How the LAE is trained.
+class Drawing:
+    """How the base model draws when strengths are compared.
 
     Args:
-        num_steps: optimiser steps.
-        batch_size: LoRAs per step.
-        learning_rate: peak rate of AdamW; linear warm-up, then cosine to zero.
-        warmup: steps of the warm-up.
-        weight_decay: AdamW's. A library of few people is memorised without it.
-        ema_decay: of the averaged weights, which are the ones that are saved.
-        mixup: fraction of the LoRAs that are a convex combination of two people's.
-        input_noise: deviation of the noise on the encoder's (normalised) input; the target stays clean.
-        latent_noise: deviation of the noise on the latent, relative to the latent's own: what mattered in
-            p-diff.
-        held_out: fraction of the library's people, its last ones, that are only measured.
-        seed: drives everything.
+        num_steps: of the sampler.
+        guidance_scale: 1 is none, as the synthetic base model was trained to be used.
+        people_at_once: validation people in one pass of the base model; fewer need less memory.
     """
 
-    num_steps: int = 2000
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    warmup: int = 100
-    weight_decay: float = 1e-2
-    ema_decay: float = 0.995
-    mixup: float = 0.5
-    input_noise: float = 0.3
-    latent_noise: float = 0.1
-    held_out: float = 0.1
-    seed: int = 0
+    num_steps: int = 12
+    guidance_scale: float = 1.0
+    people_at_once: int = 64
 
 
 @dataclass(frozen=True)
-class DitTrainingConfig:
-    """How MIF and DiT are trained (and the LAE's decoder with them, if the image loss is on).
+class Files:
+    """Where base model, encoders and photos are if nothing else is said; None where users bring their own."""
 
-    `image_loss_weight` 0 is the weight-space recipe of the paper: only the loss on the latent.
+    base: Path | None = None
+    face_pack: Path | None = None
+    image_encoder: Path | None = None
+    photos: Path | None = None
 
-    Args:
-        num_steps: optimiser steps.
-        batch_size: library LoRAs per step.
-        learning_rate: peak rate of AdamW for MIF and DiT; linear warm-up, then cosine to zero.
-        decoder_learning_rate: the same for the LAE's decoder while the image loss is on; 0 freezes it.
-        warmup: steps of the warm-up.
-        weight_decay: AdamW's.
-        ema_decay: of the averaged weights, which are the ones that are saved.
-        condition_dropout: fraction of rows that see no photo, for classifier-free guidance.
-        max_photos: each row sees 1 .. max_photos random photos of its person.
-        latent_noise: deviation of the noise on clean latents, an augmentation against memorising few people.
-        feature_noise: relative deviation of the noise on both kinds of features.
-        latent_loss_weight: of the diffusion loss on library latents.
-        image_loss_weight: of the base model's own loss on pictures drawn with the predicted LoRA.
-        image_loss_from: first step with the image loss; before it a step is some 30 times cheaper.
-        image_people: people per step in the image loss; they need no LoRA of their own.
-        pictures_per_person: pictures of each, none of them shown as a reference photo.
-        highest_noise_fraction: rows of the image loss at time 1, where only the photos can tell who it is.
-        zero_start_fraction: of those rows, the ones that start from zeros as the zero-noise sampler does.
-        image_loss_floor: weight of the image loss at time 1 over that at time 0; between them it follows
-            alpha^2.
-        pool_people: people whose photos are rendered for features and pictures.
-        photos_per_person: photos of each (F).
-        validation_people: people of the validation split that are measured and choose the settings.
-        validate_every: steps between two measurements.
-        precision: autocast of the base model's denoiser: "float32" or "bfloat16".
-        seed: drives everything.
-    """
 
-    num_steps: int = 4000
-    batch_size: int = 64
-    learning_rate: float = 5e-4
-    decoder_learning_rate: float = 2e-4
-    warmup: int = 100
-    weight_decay: float = 1e-2
-    ema_decay: float = 0.998
-    condition_dropout: float = 0.1
-    max_photos: int = 4
-    latent_noise: float = 0.1
-    feature_noise: float = 0.1
-    latent_loss_weight: float = 1.0
-    image_loss_weight: float = 20.0
-    image_loss_from: int = 1000
-    image_people: int = 16
-    pictures_per_person: int = 4
-    highest_noise_fraction: float = 0.5
-    zero_start_fraction: float = 0.25
-    image_loss_floor: float = 0.5
-    pool_people: int = 4000
-    photos_per_person: int = 8
-    validation_people: int = 32
-    validate_every: int = 250
-    precision: str = "float32"
-    seed: int = 0
+EMBEDDED_FILES = Files(world.BASE_MODEL, world.FACE_PACK, world.IMAGE_ENCODER)
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Sizes of the networks and how they are trained; widths of features are filled in from the encoders."""
+    """Sizes of the networks and how they are trained; widths of features are filled in from the encoders.
+
+    Args:
+        networks: sizes of LAE, MIF and DiT.
+        lae: how the LAE is trained.
+        dit: how MIF and DiT are trained.
+        library: how the LoRAs are made.
+        drawing: how the base model draws.
+        files: where things are by default.
+        base: what kind of base model it is for; None for the synthetic one.
+    """
 
     networks: HypernetworkConfig
     lae: LaeTrainingConfig = field(default_factory=LaeTrainingConfig)
     dit: DitTrainingConfig = field(default_factory=DitTrainingConfig)
+    library: LibraryConfig = field(default_factory=LibraryConfig)
+    drawing: Drawing = field(default_factory=Drawing)
+    files: Files = EMBEDDED_FILES
+    base: BasePreset | None = None
+
+    def file(self, kind: str, given: Path | None) -> Path:
+        """A path from the command line, else the preset's.
+
+        Args:
+            kind: field of `Files`.
+            given: what the option says, if it was used.
+
+        Raises:
+            DiffLoRAError: neither says where it is.
+        """
+        path = given or getattr(self.files, kind)
+        if path is None:
+            hints = {} if self.base is None else self.base.hints()
+            option = kind.replace("_", "-")
+            raise DiffLoRAError(f"--{option} is missing: give {hints.get(kind, 'its path')}")
+        return path
 
 
 SYNTHETIC = HypernetworkConfig(
@@ -125,6 +95,27 @@ SYNTHETIC = HypernetworkConfig(
     MifConfig(width=128),
     DitConfig(latent_tokens=16, latent_channels=16, condition_width=128, width=128, depth=4),
 )
+
+WEIGHT_SPACE: dict[
+    str, Any
+] = {  # as in the paper; with a large GPU, --image-loss-weight 20 goes on from there
+    "image_loss_weight": 0.0,
+    "warmup": 1000,
+    "validate_every": 5000,
+    "precision": "bfloat16",
+}
+PHOTO_LIBRARY: dict[str, Any] = {  # as weights2weights trained its library, with the shared lora_down frozen
+    "targets": "attention",
+    "down": "random",
+    "down_people": 4,
+    "pictures": 10,
+    "steps": 800,
+    "pictures_per_step": 1,
+    "learning_rate": 4e-4,
+    "average_from": 0.8,
+    "precision": "bfloat16",
+    "checkpointing": True,
+}
 
 PRESETS = {
     # a few seconds: for tests and for trying out the commands
@@ -188,6 +179,40 @@ PRESETS = {
             precision="bfloat16",
         ),
     ),
+    # Real base models: sizes chosen by cost (docs/presets.md), rates by what others report for such LoRAs
+    # (method 3 of weights2weights, 2406.09413); no weights of them were at hand, so nothing is tuned.
+    "sd15": Preset(
+        HypernetworkConfig(
+            LaeConfig(
+                latent_tokens=32, latent_channels=32, token_size=512, token_width=32, width=256, stages=3
+            ),
+            MifConfig(image_width=768, width=512, condition_tokens=16, heads=8),
+            DitConfig(latent_tokens=32, latent_channels=32, condition_width=512, width=512, depth=8, heads=8),
+        ),
+        LaeTrainingConfig(num_steps=20_000, batch_size=64, learning_rate=5e-4, warmup=500),
+        DitTrainingConfig(num_steps=100_000, batch_size=256, learning_rate=2e-4, **WEIGHT_SPACE),
+        LibraryConfig(batch=8, **PHOTO_LIBRARY),
+        Drawing(num_steps=20, guidance_scale=6.0, people_at_once=4),
+        Files(),
+        SD15,
+    ),
+    "sdxl": Preset(
+        HypernetworkConfig(
+            LaeConfig(
+                latent_tokens=32, latent_channels=64, token_size=1024, token_width=16, width=384, stages=3
+            ),
+            MifConfig(image_width=768, width=768, condition_tokens=16, heads=12),
+            DitConfig(
+                latent_tokens=32, latent_channels=64, condition_width=768, width=768, depth=8, heads=12
+            ),
+        ),
+        LaeTrainingConfig(num_steps=20_000, batch_size=32, learning_rate=3e-4, warmup=500),
+        DitTrainingConfig(num_steps=100_000, batch_size=256, learning_rate=1e-4, **WEIGHT_SPACE),
+        LibraryConfig(batch=1, **PHOTO_LIBRARY),
+        Drawing(num_steps=20, guidance_scale=5.0, people_at_once=1),
+        Files(),
+        SDXL,
+    ),
 }
 
 
@@ -217,8 +242,11 @@ def config_options(parser: argparse.ArgumentParser, kind: type) -> None:
     """Add one option per field of a training config; the preset's value is the default."""
     group = parser.add_argument_group("settings (default: the preset's)")
     for entry in fields(kind):
-        value_type = type(entry.default)
-        group.add_argument(f"--{entry.name.replace('_', '-')}", type=value_type, metavar=value_type.__name__)
+        name, kind_of_value = f"--{entry.name.replace('_', '-')}", type(entry.default)
+        if kind_of_value is bool:
+            group.add_argument(name, action=argparse.BooleanOptionalAction, default=None)
+        else:
+            group.add_argument(name, type=kind_of_value, metavar=kind_of_value.__name__)
 
 
 def apply_options(config: Config, options: argparse.Namespace) -> Config:

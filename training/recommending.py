@@ -5,6 +5,8 @@ The evaluation's own recogniser takes no part in it.
 Letters: B people, K pictures of each, P parameters of one LoRA.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -18,10 +20,10 @@ from difflora.features import FaceAnalyzer
 from training.common import progress_bar, say
 from training.image_loss import picture_losses
 from training.photo_pool import PhotoPool, choose_photos
+from training.presets import Drawing
 
 STRENGTHS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 NOISE_SCALES = (0.0, 1.0)
-PICTURE_STEPS = 12
 PICTURES = 2
 
 
@@ -31,6 +33,7 @@ def recommend(
     base: BaseModel,
     pool: PhotoPool,
     face_analyzer: FaceAnalyzer,
+    drawing: Drawing = Drawing(),  # noqa: B008 (frozen)
 ) -> Recommended:
     """The settings whose pictures look most like the person, and that the base model's own loss forgives.
 
@@ -42,6 +45,7 @@ def recommend(
         base: draws.
         pool: validation people.
         face_analyzer: measures likeness.
+        drawing: how the base model draws.
 
     Returns:
         The best settings.
@@ -59,10 +63,29 @@ def recommend(
     noise = draw_noise(tuple(image_latents.shape), generator, device)  # (B*K, Cl, h, w)
     latent_noise = draw_noise((len(pool), *networks.latent_mean.shape), generator, device)  # (B, T, C)
 
+    def groups(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Tensors of B or B*K rows, a few people at a time."""
+        sizes = [drawing.people_at_once * len(tensor) // len(pool) for tensor in tensors]
+        return zip(*(x.split(size) for x, size in zip(tensors, sizes, strict=True)), strict=True)
+
     def loss_of(flat: Tensor, strength: float) -> float:
         fixed = torch.Generator().manual_seed(1)
-        arguments = (networks, flat, checkpoint.shared_down, image_latents, prompts, fixed)
-        return float(picture_losses(base, *arguments, strength=strength).mean())
+        losses = [
+            picture_losses(base, networks, own, checkpoint.shared_down, *pictures, fixed, strength=strength)
+            for own, *pictures in groups(flat, image_latents, prompts)
+        ]
+        return float(torch.cat(losses).mean())
+
+    def similarity_of(flat: Tensor, strength: float) -> tuple[float, float]:
+        """Mean likeness (no face counts 0), and the share of pictures with a face."""
+        faces = []
+        for own, told, start in groups(flat, prompts, noise):
+            with batched_lora(base.denoiser, networks.layout, own, checkpoint.shared_down, strength):
+                drawn = base.sample(told, start, drawing.num_steps, drawing.guidance_scale)
+            faces.append(embed_pictures(face_analyzer, base.decode(drawn)))  # (b*K, 512)
+        face = torch.cat(faces)  # (B*K, 512)
+        likeness = (face * person.cpu().repeat_interleave(PICTURES, dim=0)).sum(dim=-1)  # (B*K,)
+        return float(likeness.mean()), float(face.any(dim=1).float().mean())
 
     plain = checkpoint.recommended
     best, best_similarity = plain, -1.0
@@ -74,12 +97,7 @@ def recommend(
             flat = networks.decode_latents(latent)  # (B, P)
             base_loss = loss_of(flat, 0.0)
             for strength in STRENGTHS:
-                with batched_lora(base.denoiser, networks.layout, flat, checkpoint.shared_down, strength):
-                    drawn = base.decode(base.sample(prompts, noise, PICTURE_STEPS))  # (B*K, 3, H, W)
-                face = embed_pictures(face_analyzer, drawn)  # (B*K, 512)
-                similarity = (face * person.cpu().repeat_interleave(PICTURES, dim=0)).sum(dim=-1)  # (B*K,)
-                mean = float(similarity.mean())  # no face: 0
-                found = float(face.any(dim=1).float().mean())
+                mean, found = similarity_of(flat, strength)
                 loss = loss_of(flat, strength)
                 say(
                     f"noise {noise_scale:g} strength {strength:g}: similarity {mean:.3f}, faces {found:.2f}, "

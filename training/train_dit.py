@@ -43,6 +43,7 @@ from training.pictures import PhotoFolders
 from training.presets import (
     PRESETS,
     DitTrainingConfig,
+    Drawing,
     apply_options,
     config_options,
     diffusion_options,
@@ -178,7 +179,9 @@ def image_loss(
 
 
 @torch.no_grad()
-def measure(networks: LoraHypernetwork, data: Data, config: DitTrainingConfig) -> dict[str, float]:
+def measure(
+    networks: LoraHypernetwork, data: Data, config: DitTrainingConfig, people_at_once: int
+) -> dict[str, float]:
     """Validation: R2 of held-out library weights, and how much the predicted LoRAs help the base model.
 
     `image_gain` is 1 - (loss with the LoRA) / (loss of the base model) on pictures of validation people, of
@@ -209,15 +212,16 @@ def measure(networks: LoraHypernetwork, data: Data, config: DitTrainingConfig) -
     image_latents, prompts = data.validation.pictures(everybody, pictures)  # (B*K, Cl, h, w), (B*K, L, W)
 
     def loss(flat: Tensor, strength: float) -> float:
-        arguments = (
-            networks,
-            flat,
-            data.shared_down,
-            image_latents,
-            prompts,
-            torch.Generator().manual_seed(2),
-        )
-        return float(picture_losses(data.base, *arguments, config.precision, strength).mean())
+        fixed = torch.Generator().manual_seed(2)
+        rows = people_at_once * config.pictures_per_person
+        groups = zip(flat.split(people_at_once), image_latents.split(rows), prompts.split(rows), strict=True)
+        losses = [
+            picture_losses(
+                data.base, networks, own, data.shared_down, *pictures, fixed, config.precision, strength
+            )
+            for own, *pictures in groups
+        ]
+        return float(torch.cat(losses).mean())
 
     for name, noise_scale in (("image_gain", 1.0), ("image_gain_zero", 0.0)):
         flat = generate(data.validation, everybody, noise_scale)  # (B, P)
@@ -226,7 +230,11 @@ def measure(networks: LoraHypernetwork, data: Data, config: DitTrainingConfig) -
 
 
 def train(
-    networks: LoraHypernetwork, data: Data, config: DitTrainingConfig, folder: Path
+    networks: LoraHypernetwork,
+    data: Data,
+    config: DitTrainingConfig,
+    folder: Path,
+    people_at_once: int = Drawing.people_at_once,
 ) -> LoraHypernetwork:
     """Train MIF and DiT (and the decoder), resuming what the folder holds; returns the averaged networks.
 
@@ -235,6 +243,7 @@ def train(
         data: what to train on.
         config: how.
         folder: gets `state.safetensors` and `metrics.jsonl`.
+        people_at_once: validation people in one pass of the base model.
     """
     networks.requires_grad_(False)
     latents = networks.fit_latents(
@@ -282,7 +291,7 @@ def train(
             values = {name: float(value.detach()) for name, value in losses.items()}
             done = step + 1 == config.num_steps
             if (step + 1) % config.validate_every == 0 or done:
-                values |= measure(average.module, data, config)
+                values |= measure(average.module, data, config, people_at_once)
                 bar.set_postfix_str(f"gain {values['image_gain_zero']:.4f}, R2 {values['held_out_r2']:.3f}")
             metrics.write(step + 1, **values)
             if (step + 1) % SAVE_EVERY == 0 or done or interrupted():
@@ -296,8 +305,6 @@ def train(
 
 def read_options(arguments: list[str] | None) -> argparse.Namespace:
     """Command line; the defaults are the embedded world's own files."""
-    from difflora.synthetic import world
-
     parser = argparse.ArgumentParser(
         description="Train the mixing block (MIF) and the diffusion transformer (DiT)."
     )
@@ -314,9 +321,11 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
         "--cache", type=Path, default=Path("runs/photos"), help="features and pictures, computed once"
     )
     parser.add_argument("--photos", type=Path, help="one folder of photos per person, as given to make_loras")
-    parser.add_argument("--base", type=Path, default=world.BASE_MODEL, help="diffusers pipeline folder")
-    parser.add_argument("--face-pack", type=Path, default=world.FACE_PACK, help="insightface model pack")
-    parser.add_argument("--image-encoder", type=Path, default=world.IMAGE_ENCODER, help="CLIP vision tower")
+    parser.add_argument(
+        "--base", type=Path, help="diffusers pipeline folder (default: the synthetic world's)"
+    )
+    parser.add_argument("--face-pack", type=Path, help="insightface model pack (likewise)")
+    parser.add_argument("--image-encoder", type=Path, help="CLIP vision tower (likewise)")
     parser.add_argument("--preset", default="synthetic", help=", ".join(PRESETS))
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     parser.add_argument(
@@ -339,30 +348,28 @@ def main(arguments: list[str] | None = None) -> None:
         raise CheckpointError(
             f"{options.lae} was trained on another layout than {options.loras}: run train_lae on it"
         )
-    base = BaseModel.load(options.base, device)
+    base = BaseModel.load(chosen.file("base", options.base), device)
     made_for = read_config(options.loras)["base_model_fingerprint"]
     if base.fingerprint != made_for:
         raise CheckpointError(
-            f"{options.loras} was made for the base model {made_for}, {options.base} is "
+            f"{options.loras} was made for the base model {made_for}, {base.name} is "
             f"{base.fingerprint}: give the same one with --base"
         )
-    face_analyzer, image_encoder = (
-        FaceAnalyzer(options.face_pack),
-        ImageEncoder(options.image_encoder, device),
-    )
+    face_analyzer = FaceAnalyzer(chosen.file("face_pack", options.face_pack))
+    image_encoder = ImageEncoder(chosen.file("image_encoder", options.image_encoder), device)
 
     needed = int(library.people.max()) + 1
     count = max(needed, config.pool_people) if config.image_loss_weight else needed
     encoders = (base, face_analyzer, image_encoder)
     training, held_out = split_library(len(library.flat), trained_lae.held_out)
-    if options.photos is None:
+    if options.photos is None and chosen.base is None:
         people = [
             ScatteredPeople(split, config.photos_per_person, config.seed) for split in ("train", "validation")
         ]
         pool = build_pool(options.cache / "train", people[0], count, *encoders)
         validation = build_pool(options.cache / "validation", people[1], config.validation_people, *encoders)
     else:
-        folders = PhotoFolders(options.photos, config.photos_per_person)
+        folders = PhotoFolders(chosen.file("photos", options.photos), config.photos_per_person)
         pool = build_pool(options.cache / "folders", folders, min(count, len(folders)), *encoders)
         validation = pool.select(library.people[held_out])
     data = Data(
@@ -391,15 +398,20 @@ def main(arguments: list[str] | None = None) -> None:
     networks.set_normalisation(trained_lae.normalisation)
     if options.init is not None:
         networks.load_state_dict(load_state(options.init / "state.safetensors")["average"])
-    networks = train(networks.to(device), data, config, options.out)
+    networks = train(networks.to(device), data, config, options.out, chosen.drawing.people_at_once)
 
     checkpoint = Checkpoint(
-        networks, data.shared_down, base.name, face_analyzer.name, image_encoder.folder.name, Recommended()
+        networks,
+        data.shared_down,
+        base.name if chosen.base is None else chosen.base.name,  # by which other tools know it
+        face_analyzer.name,
+        image_encoder.folder.name,
+        Recommended(),
     )
     path = options.checkpoint or options.out / "difflora.safetensors"
     dtype = torch.float16 if options.float16 else torch.float32
     save_checkpoint(path, checkpoint, dtype)  # before the choice: nothing is lost if it fails
-    best = recommend(checkpoint, base, data.validation, face_analyzer)
+    best = recommend(checkpoint, base, data.validation, face_analyzer, chosen.drawing)
     save_checkpoint(path, replace(checkpoint, recommended=best), dtype)
     plot_metrics(options.out / "metrics.jsonl", options.out / "loss.png", ("latent_loss", "image_loss"))
     plot_metrics(

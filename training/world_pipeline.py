@@ -166,8 +166,8 @@ def build_denoiser(config: BaseModelConfig) -> UNet2DConditionModel:
     )
 
 
-def build_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise schedule; the network predicts x0: cleaner pictures at this size."""
+def build_scheduler(prediction_type: str = "sample") -> DDIMScheduler:
+    """Stable Diffusion's noise schedule; our network predicts x0: cleaner pictures at this size."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -175,7 +175,7 @@ def build_scheduler() -> DDIMScheduler:
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
-        prediction_type="sample",
+        prediction_type=prediction_type,
         timestep_spacing="leading",
     )
 

@@ -75,6 +75,24 @@ def test_sampling_is_deterministic_in_the_generator(prediction: str) -> None:
     assert torch.equal(draw(0, noise_scale=0.0), draw(1, noise_scale=0.0))
 
 
+def test_half_precision_gives_about_the_same_lora_in_float32() -> None:
+    given = networks()
+    given.weight_mean.copy_(torch.linspace(-1, 1, len(given.weight_mean)))
+    statistics = given.weight_mean.clone()
+
+    @torch.no_grad()
+    def generate() -> torch.Tensor:
+        noise = torch.randn(2, *given.latent_mean.shape, generator=torch.Generator().manual_seed(3))
+        return given.decode_latents(given.sample(given.condition(*photos(2)), noise, 4, guidance_scale=1.5))
+
+    whole = generate()
+    given.to_precision(torch.bfloat16)
+    half = generate()
+    assert half.dtype == torch.float32 and given.dtype == torch.bfloat16
+    assert torch.equal(given.weight_mean, statistics)  # not rounded
+    assert 0 < (half - whole).norm() / whole.norm() < 0.05
+
+
 def test_parts_that_do_not_fit_are_refused() -> None:
     with pytest.raises(DiffLoRAError, match="the LAE makes"):
         HypernetworkConfig(lae=LaeConfig(latent_tokens=4))

@@ -32,6 +32,7 @@ class OneBlockBase:
     fingerprint: str = "0123456789abcdef"
     latent_shape: tuple = (8, 4, 4)
     device: str = "cpu"
+    picture_px: int = 32
 
     def encode_prompts(self, prompts):
         seeds = [sum(prompt.encode()) for prompt in prompts]

@@ -2,10 +2,13 @@
 
 import argparse
 import itertools
+from pathlib import Path
 
 import pytest
 
 from difflora.errors import DiffLoRAError
+from training.base_presets import BASE_PRESETS
+from training.lora_library import LibraryConfig
 from training.optimising import rate_at
 from training.presets import PRESETS, DitTrainingConfig, apply_options, config_options, fit_features, preset
 
@@ -29,6 +32,29 @@ def test_options_override_the_preset() -> None:
 def test_feature_widths_are_filled_in() -> None:
     mif = fit_features(preset("synthetic").networks, 512, 96).mif
     assert (mif.face_width, mif.image_width) == (512, 96)
+
+
+@pytest.mark.parametrize("name", BASE_PRESETS)
+def test_real_base_models_ask_for_what_users_bring(name: str, tmp_path: Path) -> None:
+    given = preset(name)
+    assert given.library.targets == "attention" and given.library.rank == 4
+    assert given.networks.mif.image_width == 768  # CLIP ViT-L/14
+    assert given.file("base", tmp_path) == tmp_path
+    for kind, message in (("face_pack", "--face-pack .* antelopev2 or buffalo_l"), ("photos", "--photos")):
+        with pytest.raises(DiffLoRAError, match=message):
+            given.file(kind, None)
+
+
+def test_yes_or_no_options_override_the_preset() -> None:
+    parser = argparse.ArgumentParser()
+    config_options(parser, LibraryConfig)
+    library = preset("sdxl").library
+    assert library.checkpointing
+    assert apply_options(library, parser.parse_args(["--rank", "8"])).rank == 8
+    assert apply_options(library, parser.parse_args([])).checkpointing
+    assert not apply_options(library, parser.parse_args(["--no-checkpointing"])).checkpointing
+    with pytest.raises(DiffLoRAError, match="--targets 'ff' is not known"):
+        apply_options(library, parser.parse_args(["--targets", "ff"]))
 
 
 def test_unknown_preset_is_an_error() -> None:
