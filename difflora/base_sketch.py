@@ -1,8 +1,8 @@
 """How far a base model is from the one that a checkpoint was trained on, without keeping its weights.
 
 A generated LoRA is a change of *certain* weights W0. On a fine-tune W of the same family it still works, the
-less the further W has moved. The checkpoint keeps K numbers for each adapted matrix, its sketch (Alon, Matias &
-Szegedy 1996; count sketch: Charikar, Chen & Farach-Colton 2002):
+less the further W has moved. The checkpoint keeps K numbers for each adapted matrix, its sketch (Alon, Matias
+& Szegedy 1996; count sketch: Charikar, Chen & Farach-Colton 2002):
 
     s_j = sum over i = j mod K of sigma_i w_i,    sigma_i = +-1 random, the same for every model
 
@@ -84,7 +84,7 @@ class BaseFit:
         if not self.is_far:
             return None
         return (
-            f"the layers that DiffLoRA changes differ by {self.distance:.0%} from those of {self.base_model}, "
+            f"the layers that DiffLoRA changes differ by {self.distance:.0%} from {self.base_model}'s, "
             f"which this checkpoint was trained on: above {FAR:.0%} expect clearly less likeness, so use "
             f"{self.base_model} or a model closer to it"
         )

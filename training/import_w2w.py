@@ -7,7 +7,7 @@ Dravid et al. 2024, arXiv 2406.09413; the weights' licence is non-commercial. Ra
 lora_up of to_q and to_v of both attentions of every block, module by module: a row of the file is a flat
 vector of a layout with `train_down`. All were trained from one initialisation, so none is aligned: the gauge
 (up / g, g down) is the same in all of them. Their mean then holds that initialisation (`lora_down`) and what
-every training has in common, the class "person" and the look of the pictures (`lora_up`); people are the rest.
+every training has in common, the class "person" and the pictures' look (`lora_up`); the rest is people.
 
 Nothing is unpickled: the tables are read by torch's `weights_only` reader (`training.w2w_tables`).
 Letters: N LoRAs that are imported, B of a shard, P numbers of one.
@@ -108,7 +108,7 @@ def choose_rows(
     if not rows:
         raise PhotoError(
             f"no folder of photos is called like an identity: the table has {identities[0].name!r}, the "
-            f"photos {folders[0].name!r}: choose the table's column with --folder-column, or rename the folders"
+            f"photos {folders[0].name!r}: give the table's column with --folder-column, or rename folders"
         )
     if dropped := len(identities) - len(rows):
         say(f"{dropped} of {len(identities)} identities have no folder of photos and are left out")

@@ -199,7 +199,7 @@ def read_pickled_table(path: Path) -> dict[str, list[str]]:
             return columns_of(load_tensor_file(path, mapped=False))
         except (CheckpointError, AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
             raise CheckpointError(
-                f"{path} is no table of a pandas version that is known here ({error}). If you trust the file, "
+                f"{path} is no table of a pandas version that is known here ({error}). If you trust it, "
                 f"write a .csv with {CSV_COMMAND} and give that"
             ) from error
 
