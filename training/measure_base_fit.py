@@ -165,7 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows.append(measure(name, make(), base, sketch, model, drawing))
             bar.update()
     report = {
-        "command": "python -m training.measure_base_fit",
+        "command": f"python -m training.measure_base_fit --people {options.people} "
+        f"--prompts {options.prompts} --models <{len(options.models)} folders>",
         "machine": machine(),
         "people": options.people,
         "prompts": options.prompts,

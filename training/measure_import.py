@@ -6,6 +6,7 @@ of its own, takes steps of the LAE on the result, and writes docs/import_w2w.jso
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -55,19 +56,33 @@ def make_source(path: Path, rows: int, layout: LoraLayout) -> None:
     torch.save(weights, path)
 
 
+def peak_memory_mb() -> float:
+    """Most memory that this process has had, mapped pages included, in MB.
+
+    Not `ru_maxrss` where there is another way: Linux lets a child inherit its parent's.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1000
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+
 def run_import(source: Path, out: Path, rows: int, batch: int) -> None:
     """What the child process does: imports, and prints seconds and peak memory, before and after."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    started = time.monotonic()
+    before, started, worked = peak_memory_mb(), time.monotonic(), time.process_time()
     import_rows(source, [Row(number, number) for number in range(rows)], sd15_layout(), out, batch)
-    seconds = time.monotonic() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    values = {"seconds": seconds, "peak_rss_mb": peak / 1024, "rss_of_libraries_mb": before / 1024}
+    values = {
+        "seconds": time.monotonic() - started,
+        "cpu_seconds": time.process_time() - worked,
+        "peak_rss_mb": peak_memory_mb(),
+        "rss_of_libraries_mb": before,
+    }
     atomic_save(out / "measured.json", lambda path: path.write_text(json.dumps(values), encoding="utf-8"))
 
 
 def lae_step_seconds(out: Path, layout: LoraLayout, preset_name: str) -> dict[str, float]:
-    """Seconds of one LAE step on this machine, and how many numbers are trained."""
+    """CPU seconds of one LAE step on this machine, and how many numbers are trained."""
     chosen = preset(preset_name)
     library = load_library(out, mapped=True)
     normalisation = LoraNormalisation.fit(library.flat[:256], layout)
@@ -75,7 +90,7 @@ def lae_step_seconds(out: Path, layout: LoraLayout, preset_name: str) -> dict[st
     optimiser = torch.optim.AdamW(lae.parameters(), 1e-3)
     times = []
     for step in range(LAE_STEPS):
-        started = time.monotonic()
+        started = time.process_time()
         generator = torch.Generator().manual_seed(step)
         rows = torch.randint(len(library.flat), (chosen.lae.batch_size,), generator=generator)  # (B,)
         target = normalisation.normalise(library.flat[rows].float())  # (B, P)
@@ -83,9 +98,9 @@ def lae_step_seconds(out: Path, layout: LoraLayout, preset_name: str) -> dict[st
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        times.append(time.monotonic() - started)
+        times.append(time.process_time() - started)
     parameters = sum(parameter.numel() for parameter in lae.parameters())
-    return {"seconds": min(times), "batch_size": chosen.lae.batch_size, "parameters": parameters}
+    return {"cpu_seconds": min(times), "batch_size": chosen.lae.batch_size, "parameters": parameters}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -116,6 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report = {
         "command": f"python -m training.measure_import --rows {options.rows}",
         "machine": machine(),
+        "load": os.getloadavg()[0],
         "rows": options.rows,
         "source_mb": size / 1e6,
         "batch": options.batch,
