@@ -32,8 +32,8 @@ from .model_family import adapted_weights
 SKETCH_SIZE = 64  # K: 33 KB for SD 1.5's 128 attention projections, 143 KB for SDXL's 560
 SIGNS_VERSION = "difflora-signs-1"
 FAR = 0.1
-"""Relative distance from which users are warned: where, between the fine-tunes that were measured, half of the
-likeness that a LoRA adds is lost (docs/base_fit.md)."""
+"""Relative distance from which users are warned: where, between the fine-tunes that were measured, half of
+the likeness that a LoRA adds is lost (docs/base_fit.md)."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -318,6 +318,11 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
         "--cache", type=Path, default=Path("runs/photos"), help="features and pictures, computed once"
     )
     parser.add_argument("--photos", type=Path, help="one folder of photos per person, as given to make_loras")
+    parser.add_argument(
+        "--caption",
+        default=PhotoFolders.default_caption,
+        help="prompt of photos without a caption: the words that the library's LoRAs were trained on",
+    )
     parser.add_argument("--base", type=Path, default=world.BASE_MODEL, help="diffusers pipeline folder")
     parser.add_argument("--face-pack", type=Path, default=world.FACE_PACK, help="insightface model pack")
     parser.add_argument("--image-encoder", type=Path, default=world.IMAGE_ENCODER, help="CLIP vision tower")
@@ -380,7 +385,7 @@ def main(arguments: list[str] | None = None) -> None:
         pool = build_pool(options.cache / "train", people[0], count, *encoders)
         validation = build_pool(options.cache / "validation", people[1], config.validation_people, *encoders)
     else:
-        folders = PhotoFolders(options.photos, config.photos_per_person)
+        folders = PhotoFolders(options.photos, config.photos_per_person, options.caption)
         check_photos(options.loras, folders)
         chosen_people = library.people[first_rows(held_out, config.validation_people)].tolist()
         some = SomePeople(folders, tuple(chosen_people))

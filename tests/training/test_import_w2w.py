@@ -267,6 +267,7 @@ def test_the_whole_recipe(narrow, monkeypatch):
         "--image-loss-weight 0 --num-steps 3 --photos-per-person 2 --validation-people 2 "
         "--pictures-per-person 1"
     ).split()
+    recipe += ["--caption", "sks person"]
     monkeypatch.setattr("training.recommending.STRENGTHS", (1.0,))  # twelve draw longer, not more
     train_dit.main(recipe)
     checkpoint = load_checkpoint("dit/difflora.safetensors")
@@ -274,6 +275,9 @@ def test_the_whole_recipe(narrow, monkeypatch):
     assert checkpoint.base_sketch is not None
     cached, _ = load_safetensors(next(Path("runs/photos/folders").glob("photos-*")))
     assert cached["image_latents"].numel() == 0 and cached["valid"].float().mean() > 0.8
+    drawn, texts = load_safetensors(next(Path("runs/photos/validation").glob("photos-*")))
+    assert drawn["image_latents"].numel() > 0
+    assert json.loads(texts["prompts"]) == [["sks person"] * 2] * 2  # what the LoRAs answer to
     (Path("photos") / "p0" / "1.png").unlink()
     with pytest.raises(CheckpointError, match="does not hold the photos"):
         train_dit.main(recipe)
