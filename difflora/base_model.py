@@ -7,12 +7,14 @@ Letters: B pictures, C latent channels, h x w latent grid, L prompt tokens (with
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from .errors import CheckpointError
@@ -27,14 +29,52 @@ PIXELS_AT_ONCE = 2**22
 """Pictures go through the picture autoencoder in groups of this size: four of 1024 x 1024, all tiny ones."""
 
 
+DENOISER_FILE = Path("unet") / "diffusion_pytorch_model.safetensors"
+SAMPLED = 64
+
+
 def weights_fingerprint(*networks: nn.Module) -> str:
     """Sixteen hexadecimal digits over names, shapes and a sample of the weights (three digits)."""
     digest = hashlib.sha256()
     for network in networks:
         for key, parameter in sorted(network.named_parameters()):
-            sample = parameter.detach().flatten()[:64].float().cpu()
-            digest.update(f"{key}{tuple(parameter.shape)}{[f'{x:.2e}' for x in sample.tolist()]}".encode())
+            digest.update(_print_of(key, tuple(parameter.shape), parameter.detach().flatten()[:SAMPLED]))
     return digest.hexdigest()[:16]
+
+
+def file_fingerprint(path: Path) -> str:
+    """`BaseModel.fingerprint` from the denoiser's file, of which only the sample is read.
+
+    Args:
+        path: from `denoiser_file`.
+    """
+    digest = hashlib.sha256()
+    with safe_open(path, framework="pt") as file:
+        for key in sorted(file.keys()):
+            part = file.get_slice(key)
+            shape = tuple(part.get_shape())
+            rows = math.ceil(SAMPLED / max(1, math.prod(shape[1:])))
+            digest.update(_print_of(key, shape, part[:rows].flatten()[:SAMPLED]))
+    return digest.hexdigest()[:16]
+
+
+def denoiser_file(folder: str | Path) -> Path:
+    """The file with the U-Net's weights in a diffusers pipeline folder.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(folder) / DENOISER_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} has no {DENOISER_FILE}: give the folder of a diffusers pipeline saved as .safetensors "
+            "(save_pretrained of StableDiffusionPipeline writes it)"
+        )
+    return path
+
+
+def _print_of(key: str, shape: tuple[int, ...], sample: Tensor) -> bytes:
+    return f"{key}{shape}{[f'{x:.2e}' for x in sample.float().cpu().tolist()]}".encode()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The DiffLoRA checkpoint: ONE `.safetensors` with all weights and everything needed to use them.
 
-Tensors: `networks.*` (LAE, MIF, DiT, latent and weight statistics) and `shared_down.<module>`. The header
+Tensors: `networks.*` (LAE, MIF, DiT, latent and weight statistics), `shared_down.<module>`, and
+`base_sketch.*` (not in files of the first version). The header
 holds one JSON text: format, configurations, layout with its fingerprint, the names of the base model, the
 face pack and the image encoder, and the settings that were best on validation people.
 """
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .autoencoder import LaeConfig
+from .base_sketch import BaseSketch
 from .diffusion import DiffusionConfig
 from .errors import CheckpointError, DiffLoRAError, LayoutError
 from .files import load_safetensors, save_safetensors
@@ -28,6 +30,7 @@ from .transformer import DitConfig
 FORMAT = "difflora-1"
 HEADER_KEY = "difflora"
 NETWORK_PREFIX, DOWN_PREFIX = "networks.", "shared_down."
+SKETCH_KEYS = ("base_sketch.projections", "base_sketch.squared_norms")
 STATISTICS = ("latent_mean", "latent_std", "weight_mean", "weight_rms")
 """Small and of any magnitude: always kept in float32."""
 
@@ -62,6 +65,7 @@ class Checkpoint:
         face_pack: name of the insightface model pack.
         image_encoder: name of the CLIP vision tower.
         recommended: best settings.
+        base_sketch: of the base model's adapted weights; None in files that were written without it.
     """
 
     networks: LoraHypernetwork
@@ -70,6 +74,7 @@ class Checkpoint:
     face_pack: str
     image_encoder: str
     recommended: Recommended = field(default_factory=Recommended)
+    base_sketch: BaseSketch | None = None
 
     @property
     def layout(self) -> LoraLayout:
@@ -128,6 +133,8 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint, dtype: torch.dtype
         tensors[NETWORK_PREFIX + name] = tensor.to(torch.float32 if name in STATISTICS else dtype)
     for name, down in (checkpoint.shared_down or {}).items():
         tensors[DOWN_PREFIX + name] = down.float()
+    if (sketch := checkpoint.base_sketch) is not None:
+        tensors |= dict(zip(SKETCH_KEYS, (sketch.projections, sketch.squared_norms), strict=True))
     header = {
         "format": FORMAT,
         "config": asdict(checkpoint.networks.config),
@@ -198,6 +205,7 @@ def load_checkpoint(
         header["face_pack"],
         header["image_encoder"],
         config_from_fields(Recommended, header["recommended"]),
+        _read_sketch(path, tensors, own_layout),
     )
 
 
@@ -244,3 +252,15 @@ def _read_shared_down(
     except LayoutError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return down
+
+
+def _read_sketch(path: str | Path, tensors: Mapping[str, Tensor], layout: LoraLayout) -> BaseSketch | None:
+    parts = [tensors[key].cpu() for key in SKETCH_KEYS if key in tensors]
+    if not parts:
+        return None
+    if len(parts) != len(SKETCH_KEYS) or len(parts[0]) != len(layout.modules):
+        raise CheckpointError(f"{path}: its sketch of the base model is damaged: get the file again")
+    try:
+        return BaseSketch(*parts)
+    except LayoutError as error:
+        raise CheckpointError(f"{path}: {error}") from error

@@ -101,3 +101,16 @@ def load_safetensors(
             f"{path} is truncated or not .safetensors ({error}): download or make the file again"
         ) from error
     return tensors, metadata
+
+
+def tensor_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in a `.safetensors` file, from its header alone.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or not `.safetensors` at all.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is missing or not .safetensors ({error}): get it again") from error

@@ -20,7 +20,7 @@ from .diffusion import DiffusionConfig, Progress
 from .errors import DiffLoRAError
 from .layout import LoraLayout
 from .mixing import Condition, MifConfig, MixedImageFeatures
-from .normalisation import LoraNormalisation
+from .normalisation import ROWS_AT_ONCE, LoraNormalisation, WeightRows
 from .transformer import DiffusionTransformer, DitConfig
 
 MIN_LATENT_STD = 1e-3  # a latent number that never varies is left unscaled
@@ -96,16 +96,16 @@ class LoraHypernetwork(nn.Module):
         self.weight_rms.copy_(normalisation.rms)
 
     @torch.no_grad()
-    def fit_latents(self, flat_weights: Tensor) -> Tensor:
+    def fit_latents(self, flat_weights: WeightRows) -> Tensor:
         """Measure mean and deviation of every number of the latent, so that diffusion sees unit variance.
 
         Args:
-            flat_weights: (n, P) raw weights of a library.
+            flat_weights: (n, P) raw weights of a library, on any device or on disk.
 
         Returns:
-            (n, T, C) standardised latents of the library.
+            (n, T, C) standardised latents of the library, on the networks' device.
         """
-        latents = torch.cat([self._encode(part) for part in flat_weights.split(64)])  # (n, T, C)
+        latents = torch.cat([self._encode(part) for part in flat_weights.split(ROWS_AT_ONCE)])  # (n, T, C)
         std = latents.std(dim=0)  # (T, C)
         self.latent_mean.copy_(latents.mean(dim=0))
         self.latent_std.copy_(torch.where(std > MIN_LATENT_STD, std, 1.0))
@@ -117,7 +117,8 @@ class LoraHypernetwork(nn.Module):
 
     def _encode(self, flat_weights: Tensor) -> Tensor:
         """(B, P) -> (B, T, C), not standardised."""
-        return self.lae.encode(self.normalisation.normalise(flat_weights).to(self.dtype)).float()
+        normalised = self.normalisation.normalise(flat_weights.to(self.weight_mean))  # (B, P)
+        return self.lae.encode(normalised.to(self.dtype)).float()
 
     def decode_latents(self, latent: Tensor) -> Tensor:
         """Standardised latents (B, T, C) -> raw flat weights (B, P)."""

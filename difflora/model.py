@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .base_sketch import BaseFit, base_fit
 from .checkpoint import Checkpoint, Recommended, load_checkpoint
 from .diffusion import Progress, draw_noise
 from .errors import CheckpointError, DiffLoRAError, FaceModelError
@@ -19,6 +20,7 @@ from .features import FaceAnalyzer, IdentityFeatures, ImageEncoder, encode_photo
 from .layout import LoraLayout, SharedDown
 from .lora import Lora
 from .lora_metadata import describe_lora
+from .model_family import adapted_weights
 from .photos import Photo, as_photos
 
 # The embedded world's trained files: what `DiffLoRA.load()` loads when nothing else is named.
@@ -124,6 +126,23 @@ class DiffLoRA:
     def recommended(self) -> Recommended:
         """Strength and sampler settings that were best on validation people."""
         return self.checkpoint.recommended
+
+    def base_fit(self, weights: Mapping[str, Tensor]) -> BaseFit | None:
+        """How far a model is from the one that this checkpoint was trained on; call it before patching.
+
+        Args:
+            weights: of the model: the U-Net's state dict, in diffusers' or ComfyUI's names.
+
+        Returns:
+            Distance, and a warning if likeness will suffer; None if the checkpoint is too old to tell.
+
+        Raises:
+            LayoutError: a model of another family: its LoRAs would not fit.
+        """
+        adapted_weights(self.layout, weights, self.checkpoint.base_model)
+        if (sketch := self.checkpoint.base_sketch) is None:
+            return None
+        return base_fit(sketch, self.layout, weights, self.checkpoint.base_model)
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:

@@ -6,8 +6,9 @@ The mean is what all LoRAs share (their initialisation, the dataset's style): it
 raw weights. One RMS per tensor keeps the proportions inside a tensor, which say what matters there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +17,18 @@ from .errors import LayoutError
 from .layout import LoraLayout
 
 MIN_RMS = 1e-8  # a tensor that never varies is left unscaled
+ROWS_AT_ONCE = 64
+
+
+class WeightRows(Protocol):
+    """Flat weights (n, P): a tensor, or a library that is larger than the memory."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, P)."""
+
+    def split(self, size: int) -> Iterable[Tensor]:
+        """Consecutive pieces of at most `size` rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,24 +60,25 @@ class LoraNormalisation:
             raise LayoutError("normalisation has numbers that are not finite or not positive: fit it again")
 
     @classmethod
-    def fit(cls, flat_weights: Tensor, layout: LoraLayout) -> "LoraNormalisation":
-        """Measure a library (n, P), n >= 2.
+    def fit(cls, flat_weights: WeightRows, layout: LoraLayout) -> "LoraNormalisation":
+        """Measure a library (n, P), n >= 2, reading it twice, `ROWS_AT_ONCE` LoRAs at a time.
 
         Raises:
             LayoutError: fewer than two LoRAs, or another length.
         """
-        if flat_weights.ndim != 2 or flat_weights.shape[1] != layout.num_parameters or len(flat_weights) < 2:
-            raise LayoutError(
-                f"normalisation needs (n >= 2, {layout.num_parameters}) weights, "
-                f"got {tuple(flat_weights.shape)}"
-            )
-        flat_weights = flat_weights.float()
-        mean = flat_weights.mean(dim=0)  # (P,)
-        squares = (flat_weights - mean).square_().mean(dim=0)  # (P,)
+        shape = tuple(flat_weights.shape)
+        if len(shape) != 2 or shape[1] != layout.num_parameters or shape[0] < 2:
+            raise LayoutError(f"normalisation needs (n >= 2, {layout.num_parameters}) weights, got {shape}")
+        mean = torch.zeros(shape[1], dtype=torch.float64)  # (P,)
+        for part in flat_weights.split(ROWS_AT_ONCE):
+            mean += part.double().sum(dim=0).cpu() / shape[0]
+        squares = torch.zeros_like(mean)  # (P,)
+        for part in flat_weights.split(ROWS_AT_ONCE):
+            squares += (part.double().cpu() - mean).square_().sum(dim=0) / shape[0]
         rms = torch.stack(
             [squares[spec.start : spec.stop].mean().sqrt() for spec in layout.tensors]
-        )  # (tensors,)
-        return cls(layout, mean, torch.where(rms > MIN_RMS, rms, 1.0))
+        ).float()  # (tensors,)
+        return cls(layout, mean.float(), torch.where(rms > MIN_RMS, rms, 1.0))
 
     @property
     def scale(self) -> Tensor:

@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # A file of difflora/ may import only from files that stand before it.
 FLOW = (
     *("errors", "files", "photos", "layout"),
-    *("unet_names", "lora_keys", "adapter_config", "lora_metadata", "lora_sidecar", "lora", "lora_edit"),
+    *("unet_names", "model_family", "base_sketch"),
+    *("lora_keys", "adapter_config", "lora_metadata", "lora_sidecar", "lora", "lora_edit"),
     *("patch", "batched"),
     *("picture_autoencoder", "pipelines", "text_features", "base_model", "lora_training"),
     *(

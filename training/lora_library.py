@@ -1,14 +1,14 @@
 """A library of LoRAs on disk: a config, one shared `lora_down`, and shards of flat weights.
 
     library/config.json                    what the LoRAs were made of, with the layout
-    library/shared_down.safetensors        module -> (R, in)
+    library/shared_down.safetensors        module -> (R, in); absent if the LoRAs have their own lora_down
     library/train/shard-00000.safetensors  flat_weights (B, P), people (B,); likewise validation/, test/
 
 Letters: B people of a shard, N people of a library, R rank, P parameters of one LoRA.
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,20 +82,70 @@ class LibraryConfig:
         )
 
 
+class MappedWeights:
+    """Flat weights (N, P) that stay on disk: a slice is another view, a tensor of rows is read.
+
+    It has what training needs of a tensor's interface, so that a library may be larger than the memory.
+
+    Args:
+        shards: (B, P) each, memory-mapped.
+        rows: (N,) int64, which rows of the shards in a row; all of them by default.
+    """
+
+    def __init__(self, shards: Sequence[Tensor], rows: Tensor | None = None) -> None:
+        """Number the rows."""
+        self._shards = list(shards)
+        self._ends = torch.tensor([len(shard) for shard in shards]).cumsum(0)  # (shards,)
+        self._rows = torch.arange(int(self._ends[-1])) if rows is None else rows  # (N,)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, P)."""
+        return len(self._rows), self._shards[0].shape[1]
+
+    @property
+    def ndim(self) -> int:
+        """Of a matrix."""
+        return 2
+
+    def __len__(self) -> int:
+        """Number of LoRAs N."""
+        return len(self._rows)
+
+    def __getitem__(self, rows: "slice | Tensor") -> "Tensor | MappedWeights":
+        """A view of a slice, or a tensor (n, P) of the rows (n,), in the precision of the file."""
+        chosen = self._rows[rows]  # (n,)
+        if isinstance(rows, slice):
+            return MappedWeights(self._shards, chosen)
+        places = torch.searchsorted(self._ends, chosen, right=True)  # (n,)
+        starts = torch.cat([torch.zeros(1, dtype=torch.long), self._ends])  # (shards + 1,)
+        return torch.stack(
+            [
+                self._shards[place][row]
+                for place, row in zip(places.tolist(), (chosen - starts[places]).tolist(), strict=True)
+            ]
+        )  # (n, P)
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Consecutive pieces (n, P) of at most `size` rows, read one by one."""
+        for start in range(0, len(self), size):
+            yield self[torch.arange(start, min(start + size, len(self)))]
+
+
 @dataclass(frozen=True, eq=False)
 class Library:
     """LoRAs of N people.
 
     Args:
         layout: of every LoRA.
-        shared_down: module -> lora_down (R, in).
-        flat: (N, P) float32.
+        shared_down: module -> lora_down (R, in); empty if the layout trains lora_down.
+        flat: (N, P), in memory in float32, or on disk.
         people: (N,) int64, index of the person in its split (or folder).
     """
 
     layout: LoraLayout
     shared_down: Mapping[str, Tensor]
-    flat: Tensor
+    flat: Tensor | MappedWeights
     people: Tensor
 
 
@@ -124,12 +174,13 @@ def deal_shards(folder: Path, split: str, count: int, batch: int) -> list[Shard]
     return shards
 
 
-def load_library(folder: str | Path, split: str = "train") -> Library:
+def load_library(folder: str | Path, split: str = "train", mapped: bool = False) -> Library:
     """Read all finished shards of a library.
 
     Args:
-        folder: what `make_loras --out` wrote.
+        folder: what `make_loras --out` or `import_w2w --out` wrote.
         split: sub-folder of the people.
+        mapped: leave the weights on disk (`MappedWeights`).
 
     Raises:
         CheckpointError: no library, no shards, or a damaged one.
@@ -138,16 +189,23 @@ def load_library(folder: str | Path, split: str = "train") -> Library:
     folder = Path(folder)
     config = read_config(folder)
     layout = LoraLayout.from_json(config["layout"])
-    shared_down, _ = load_safetensors(folder / SHARED_DOWN_NAME)
-    check_shapes({m.name: (layout.rank, m.in_features) for m in layout.modules}, shared_down)
+    shared_down: dict[str, Tensor] = {}
+    if not layout.train_down:
+        shared_down, _ = load_safetensors(folder / SHARED_DOWN_NAME)
+        check_shapes({m.name: (layout.rank, m.in_features) for m in layout.modules}, shared_down)
     shards = [load_safetensors(path)[0] for path in sorted((folder / split).glob("shard-*.safetensors"))]
     if not shards:
         raise CheckpointError(
             f"{folder / split} has no LoRAs yet: run training.make_loras with --split {split}"
         )
-    flat = torch.cat([shard["flat_weights"] for shard in shards])  # (N, P)
-    layout.unflatten(flat)  # raises if the length is wrong
-    return Library(layout, shared_down, flat, torch.cat([shard["people"] for shard in shards]))
+    for shard in shards:
+        layout.unflatten(shard["flat_weights"])  # raises if the length is wrong
+    flat = MappedWeights([shard["flat_weights"] for shard in shards])  # (N, P)
+    people = torch.cat([shard["people"] for shard in shards])  # (N,)
+    if mapped:
+        return Library(layout, shared_down, flat, people)
+    whole = torch.cat([shard["flat_weights"].float() for shard in shards])  # (N, P)
+    return Library(layout, shared_down, whole, people)
 
 
 def library_option(parser: argparse.ArgumentParser, default: str) -> None:

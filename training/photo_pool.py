@@ -41,7 +41,7 @@ class PhotoPool:
         face: (M, F, 512) face embeddings, zero where no face was found.
         image: (M, F, C) image features, zero where no face was found.
         valid: (M, F) bool, whether a face was found.
-        image_latents: (M, F, Cl, h, w) of the base model.
+        image_latents: (M, F, Cl, h, w) of the base model; (M, F, 0, 0, 0) without pictures.
         prompt_index: (M, F) int64 into prompt_embeds.
         prompt_embeds: (U, L, W) of the base model.
     """
@@ -151,6 +151,7 @@ def build_pool(
     base: BaseModel,
     face_analyzer: FaceAnalyzer,
     image_encoder: ImageEncoder,
+    with_pictures: bool = True,
 ) -> PhotoPool:
     """Compute everything about the photos of people 0 .. count - 1; resumable shard by shard.
 
@@ -161,6 +162,8 @@ def build_pool(
         base: encodes pictures and prompts.
         face_analyzer: face embeddings.
         image_encoder: image features.
+        with_pictures: whether to encode the pictures for the base model: needed for the image loss only, and
+            most of the memory (32 KB for a picture of SD 1.5, features 3 KB).
 
     Returns:
         The pool, float16, on the CPU.
@@ -176,7 +179,8 @@ def build_pool(
         "face_pack": face_analyzer.name,
         "image_encoder": image_encoder.folder.name,
     }
-    open_run(folder, {"people": people.description(), **models})
+    only = {} if with_pictures else {"pictures": False}
+    open_run(folder, {"people": people.description(), **models, **only})
     bar = progress_bar(count, f"photos ({folder.name})")
     shards, prompts = [], []
     step = min(SHARD_PEOPLE, max(1, SHARD_PIXELS // (people.pictures_per_person * photo_size**2)))
@@ -186,8 +190,10 @@ def build_pool(
         if not path.is_file():
             with torch.no_grad():
                 photos, texts = people.pictures(indices, photo_size)  # (m, F, 3, S', S')
-                pictures = photos if size == photo_size else people.pictures(indices, size)[0]
-                tensors = encode_pictures(photos, pictures, base, face_analyzer, image_encoder)
+                tensors = encode_photos(photos, face_analyzer, image_encoder)
+                if with_pictures and size != photo_size:
+                    photos = people.pictures(indices, size)[0]  # (m, F, 3, S, S)
+                tensors["image_latents"] = encode_pictures(photos, base, with_pictures)
             save_safetensors(
                 path, tensors | {"people": torch.tensor(indices)}, {"prompts": json.dumps(texts)}
             )
@@ -206,26 +212,22 @@ def build_pool(
     return PhotoPool(prompt_index=prompt_index, prompt_embeds=embeds, **joined)
 
 
-def encode_pictures(
-    photos: Tensor,
-    pictures: Tensor,
-    base: BaseModel,
-    face_analyzer: FaceAnalyzer,
-    image_encoder: ImageEncoder,
+def encode_photos(
+    photos: Tensor, face_analyzer: FaceAnalyzer, image_encoder: ImageEncoder
 ) -> dict[str, Tensor]:
-    """Features of photos (m, F, 3, S', S') and latents of the same as pictures (m, F, 3, S, S): float16.
-
-    Both are in [-1, 1]; only the pictures have the size that the base model draws.
-    """
+    """Features of photos (m, F, 3, S', S') in [-1, 1]: face, image (m, F, ...) float16, valid (m, F)."""
     face, image, valid = photo_features(as_arrays(photos.flatten(0, 1)), face_analyzer, image_encoder)
+    tensors = {"face": face.half(), "image": image.half(), "valid": valid}
+    return {name: tensor.unflatten(0, photos.shape[:2]) for name, tensor in tensors.items()}
+
+
+def encode_pictures(pictures: Tensor, base: BaseModel, with_pictures: bool = True) -> Tensor:
+    """Latents (m, F, Cl, h, w), float16, of pictures (m, F, 3, S, S) in [-1, 1]; empty ones if unwanted."""
+    people, count = pictures.shape[:2]
+    if not with_pictures:
+        return torch.zeros(people, count, 0, 0, 0, dtype=torch.float16)
     latents = base.encode_images(pictures.flatten(0, 1))  # (m*F, Cl, h, w)
-    tensors = {
-        "face": face.half(),
-        "image": image.half(),
-        "valid": valid,
-        "image_latents": latents.half().cpu(),
-    }
-    return {name: tensor.unflatten(0, pictures.shape[:2]) for name, tensor in tensors.items()}
+    return latents.half().cpu().unflatten(0, (people, count))
 
 
 def photo_features(

@@ -129,6 +129,32 @@ class PhotoFolders:
         return path.read_text(encoding="utf-8").strip() if path.is_file() else self.default_caption
 
 
+@dataclass(frozen=True)
+class SomePeople:
+    """A few of many people, numbered anew from 0.
+
+    Args:
+        people: all of them.
+        chosen: number of each in `people`.
+    """
+
+    people: People
+    chosen: tuple[int, ...]
+
+    @property
+    def pictures_per_person(self) -> int:
+        """See `People`."""
+        return self.people.pictures_per_person
+
+    def description(self) -> dict[str, Any]:
+        """See `People`."""
+        return {**self.people.description(), "chosen": list(self.chosen)}
+
+    def pictures(self, indices: list[int], size: int) -> tuple[Tensor, list[list[str]]]:
+        """See `People`."""
+        return self.people.pictures([self.chosen[index] for index in indices], size)
+
+
 def photos_in(folder: Path) -> list[Path]:
     """Photos of a folder in the order of their names."""
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES)

@@ -18,12 +18,14 @@ from torch import Tensor
 
 from difflora.autoencoder import explained_variance
 from difflora.base_model import BaseModel
+from difflora.base_sketch import sketch_base
 from difflora.checkpoint import Checkpoint, Recommended, save_checkpoint
 from difflora.diffusion import DiffusionConfig, diffusion_loss, q_sample
 from difflora.errors import CheckpointError
 from difflora.features import FaceAnalyzer, ImageEncoder
 from difflora.hypernetwork import LoraHypernetwork
 from difflora.layout import SharedDown
+from difflora.normalisation import WeightRows
 from training.common import (
     MetricsWriter,
     load_state,
@@ -39,7 +41,7 @@ from training.image_loss import image_loss_weight, noised_latents, picture_losse
 from training.lora_library import library_option, load_library
 from training.optimising import Average, rate_at
 from training.photo_pool import PhotoPool, ScatteredPeople, build_pool, choose_photos
-from training.pictures import PhotoFolders
+from training.pictures import PhotoFolders, SomePeople
 from training.presets import (
     PRESETS,
     DitTrainingConfig,
@@ -51,9 +53,10 @@ from training.presets import (
     preset,
 )
 from training.recommending import recommend
-from training.train_lae import TrainedLae, noise_like, split_library
+from training.train_lae import TrainedLae, first_rows, noise_like, split_library
 
 SAVE_EVERY = 250
+HELD_OUT_ROWS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +64,7 @@ class Data:
     """Everything that is trained on.
 
     Args:
-        flat: (n, P) raw weights of the library.
+        flat: (n, P) raw weights of the library, in memory or on disk.
         people: (n,) row of each in the pool.
         training: library rows that are trained on.
         held_out: library rows that are only measured.
@@ -71,7 +74,7 @@ class Data:
         shared_down: module -> lora_down.
     """
 
-    flat: Tensor
+    flat: WeightRows
     people: Tensor
     training: slice
     held_out: slice
@@ -82,8 +85,8 @@ class Data:
 
     def pool_to_library(self) -> Tensor:
         """Library row of every person of the pool, -1 without a LoRA, (M,)."""
-        rows = torch.full((len(self.pool),), -1, device=self.flat.device)  # (M,)
-        rows[self.people] = torch.arange(len(self.flat), device=self.flat.device)
+        rows = torch.full((len(self.pool),), -1, device=self.people.device)  # (M,)
+        rows[self.people] = torch.arange(len(self.people), device=self.people.device)
         return rows
 
     def image_people(self) -> Tensor:
@@ -187,7 +190,7 @@ def measure(
     `image_gain` is 1 - (loss with the LoRA) / (loss of the base model) on pictures of validation people, of
     whom one photo was seen; `image_gain_zero` the same for the zero-noise start.
     """
-    generator, device = torch.Generator().manual_seed(0), data.flat.device
+    generator, device = torch.Generator().manual_seed(0), data.people.device
 
     def generate(pool: PhotoPool, rows: Tensor, noise_scale: float) -> Tensor:
         references, mask, _ = choose_photos(
@@ -201,9 +204,10 @@ def measure(
             networks.sample(condition, noise, 8, noise_scale=noise_scale)
         )  # (B, P)
 
-    held_out = data.flat[data.held_out][:64]  # (B, P)
+    rows = first_rows(data.held_out, HELD_OUT_ROWS)  # (B,)
+    held_out = data.flat[rows].to(networks.weight_mean)  # (B, P)
     normalise = networks.normalisation.normalise
-    guess = generate(data.pool, data.people[data.held_out][:64], 0.0)  # (B, P)
+    guess = generate(data.pool, data.people[rows.to(device)], 0.0)  # (B, P)
     values = {"held_out_r2": float(explained_variance(normalise(guess), normalise(held_out)))}
 
     everybody = torch.arange(len(data.validation), device=device)  # (B,)
@@ -322,6 +326,11 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--photos", type=Path, help="one folder of photos per person, as given to make_loras")
     parser.add_argument(
+        "--caption",
+        default=PhotoFolders.default_caption,
+        help="prompt of photos without a caption: the words that the library's LoRAs were trained on",
+    )
+    parser.add_argument(
         "--base", type=Path, help="diffusers pipeline folder (default: the synthetic world's)"
     )
     parser.add_argument("--face-pack", type=Path, help="insightface model pack (likewise)")
@@ -336,12 +345,26 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def check_photos(loras: Path, folders: PhotoFolders) -> None:
+    """A library names people by the number of their folder: other folders would be other people.
+
+    Raises:
+        CheckpointError: the folders are not those that the library was made with.
+    """
+    known = read_config(loras).get("people", {}).get("photos")
+    if known not in (None, folders.description()["photos"]):
+        raise CheckpointError(
+            f"{folders.root} does not hold the photos that {loras} was made with: a folder or photo was "
+            "added, renamed or removed; give the same folder, or make the library again"
+        )
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Read the options, prepare the data, train, choose the settings, save, plot."""
     options = read_options(arguments)
     chosen = preset(options.preset)
     config = apply_options(chosen.dit, options)
-    library, device = load_library(options.loras), options.device
+    library, device = load_library(options.loras, mapped=True), options.device
     trained_lae = TrainedLae.load(options.lae)
     layout = trained_lae.layout
     if layout.fingerprint != library.layout.fingerprint:
@@ -369,11 +392,22 @@ def main(arguments: list[str] | None = None) -> None:
         pool = build_pool(options.cache / "train", people[0], count, *encoders)
         validation = build_pool(options.cache / "validation", people[1], config.validation_people, *encoders)
     else:
-        folders = PhotoFolders(chosen.file("photos", options.photos), config.photos_per_person)
-        pool = build_pool(options.cache / "folders", folders, min(count, len(folders)), *encoders)
-        validation = pool.select(library.people[held_out])
+        folders = PhotoFolders(
+            chosen.file("photos", options.photos), config.photos_per_person, options.caption
+        )
+        check_photos(options.loras, folders)
+        chosen_people = library.people[first_rows(held_out, config.validation_people)].tolist()
+        some = SomePeople(folders, tuple(chosen_people))
+        pool = build_pool(
+            options.cache / "folders",
+            folders,
+            min(count, len(folders)),
+            *encoders,
+            config.image_loss_weight > 0,
+        )
+        validation = build_pool(options.cache / "validation", some, len(chosen_people), *encoders)
     data = Data(
-        library.flat.to(device),
+        library.flat,
         library.people.to(device),
         training,
         held_out,
@@ -407,6 +441,7 @@ def main(arguments: list[str] | None = None) -> None:
         face_analyzer.name,
         image_encoder.folder.name,
         Recommended(),
+        sketch_base(layout, base.denoiser.state_dict()),
     )
     path = options.checkpoint or options.out / "difflora.safetensors"
     dtype = torch.float16 if options.float16 else torch.float32

@@ -6,6 +6,7 @@ Letters: n LoRAs of the library, B of a batch, P parameters of one LoRA.
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from difflora.autoencoder import LaeConfig, LoraAutoencoder, explained_variance, lae_loss
 from difflora.checkpoint import config_from_fields
 from difflora.layout import LoraLayout
-from difflora.normalisation import LoraNormalisation
+from difflora.normalisation import ROWS_AT_ONCE, LoraNormalisation, WeightRows
 from training.common import (
     MetricsWriter,
     load_state,
@@ -35,6 +36,8 @@ from training.presets import PRESETS, LaeTrainingConfig, apply_options, config_o
 
 REPORT_EVERY = 50
 SAVE_EVERY = 500
+MEASURED_ROWS = 512
+KEPT_NUMBERS = 2**29  # 2 GiB in float32: a library with more numbers stays on disk
 
 
 def augment(flat: Tensor, config: LaeTrainingConfig, generator: torch.Generator) -> Tensor:
@@ -59,6 +62,27 @@ def split_library(count: int, held_out: float) -> tuple[slice, slice]:
     return slice(0, kept), slice(kept, count)
 
 
+def weight_reader(
+    library: WeightRows, normalisation: LoraNormalisation, device: torch.device | str
+) -> Callable[[Tensor], Tensor]:
+    """Function that gives normalised weights: rows (B,) -> (B, P) on the device.
+
+    A small library is kept there; of a large one only the rows asked for are read, at every step anew.
+    """
+    normalisation = normalisation.to(device)
+    if library.shape[0] * library.shape[1] > KEPT_NUMBERS:
+        return lambda rows: normalisation.normalise(library[rows].to(device).float())
+    flat = torch.cat(
+        [normalisation.normalise(part.to(device).float()) for part in library.split(ROWS_AT_ONCE)]
+    )  # (n, P)
+    return lambda rows: flat[rows.to(device)]
+
+
+def first_rows(part: slice, count: int = MEASURED_ROWS) -> Tensor:
+    """Numbers of the first rows of a part of the library, (n,), n <= count."""
+    return torch.arange(part.start, min(part.stop, part.start + count))
+
+
 @torch.no_grad()
 def measure(lae: LoraAutoencoder, flat: Tensor) -> float:
     """R2 of reconstruction over normalised weights (n, P)."""
@@ -69,7 +93,7 @@ def measure(lae: LoraAutoencoder, flat: Tensor) -> float:
 
 
 def train(
-    library: Tensor,
+    library: WeightRows,
     layout: LoraLayout,
     lae_config: LaeConfig,
     config: LaeTrainingConfig,
@@ -79,7 +103,7 @@ def train(
     """Train on raw weights (n, P), resuming what the folder holds -> averaged LAE and its normalisation."""
     training, held_out = split_library(len(library), config.held_out)
     normalisation = LoraNormalisation.fit(library[training], layout)
-    flat = normalisation.normalise(library.float()).to(device)  # (n, P)
+    read = weight_reader(library, normalisation, device)
     torch.manual_seed(config.seed)
     lae = LoraAutoencoder(layout, lae_config).to(device)
     average = Average(lae, config.ema_decay)
@@ -97,8 +121,8 @@ def train(
     with MetricsWriter(folder / "metrics.jsonl", start) as metrics, polite_interruption() as interrupted:
         for step in range(start, config.num_steps):
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-            rows = torch.randint(training.stop, (config.batch_size,), generator=generator).to(device)  # (B,)
-            target = augment(flat[rows], config, generator)  # (B, P)
+            rows = torch.randint(training.stop, (config.batch_size,), generator=generator)  # (B,)
+            target = augment(read(rows), config, generator)  # (B, P)
             latent = lae.encode(target + config.input_noise * noise_like(target, generator))  # (B, S, C)
             spread = (
                 latent.detach().std(dim=0).clamp_min(1e-3)
@@ -119,8 +143,8 @@ def train(
 
             done = step + 1 == config.num_steps
             if (step + 1) % REPORT_EVERY == 0 or done:
-                train_r2 = measure(average.module, flat[training][:256])
-                held_out_r2 = measure(average.module, flat[held_out])
+                train_r2 = measure(average.module, read(first_rows(training, MEASURED_ROWS // 2)))
+                held_out_r2 = measure(average.module, read(first_rows(held_out)))
                 metrics.write(step + 1, loss=float(loss.detach()), train_r2=train_r2, held_out_r2=held_out_r2)
                 bar.set_postfix_str(f"R2 {train_r2:.3f}, held out {held_out_r2:.3f}")
             if (step + 1) % SAVE_EVERY == 0 or done or interrupted():
@@ -183,7 +207,7 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = preset(options.preset)
     config = apply_options(chosen.lae, options)
 
-    library = load_library(options.loras)
+    library = load_library(options.loras, mapped=True)
     settings = {"lae": asdict(chosen.networks.lae), "training": asdict(config)}
     open_run(options.out, {**settings, "layout": library.layout.fingerprint, "library": len(library.flat)})
     lae, normalisation = train(

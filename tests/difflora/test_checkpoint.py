@@ -1,18 +1,21 @@
 """The checkpoint: its own inverse, and everything that is not one is refused with a reason."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from difflora.autoencoder import LaeConfig
+from difflora.base_sketch import sketch_base
 from difflora.checkpoint import HEADER_KEY, Checkpoint, Recommended, load_checkpoint, save_checkpoint
-from difflora.errors import CheckpointError
+from difflora.errors import CheckpointError, LayoutError
 from difflora.files import load_safetensors, save_safetensors
 from difflora.hypernetwork import HypernetworkConfig, LoraHypernetwork
 from difflora.layout import LoraLayout, ModuleSpec, init_shared_down
 from difflora.mixing import MifConfig
+from difflora.model import DiffLoRA
 from difflora.transformer import DitConfig
 
 LAYOUT = LoraLayout((ModuleSpec("a", 8, 12), ModuleSpec("b", 8, 10)), rank=2, alpha=2.0)
@@ -54,6 +57,26 @@ def test_load_is_the_inverse_of_save(checkpoint: Checkpoint, path: Path) -> None
     assert (loaded.base_model, loaded.face_pack, loaded.image_encoder) == ("tiny", "synthetic", "clip")
     assert all(torch.equal(loaded.shared_down[name], down) for name, down in checkpoint.shared_down.items())
     assert not any(parameter.requires_grad for parameter in loaded.networks.parameters())
+
+
+def test_sketch_of_the_base_model_is_kept_and_optional(checkpoint: Checkpoint, path: Path) -> None:
+    assert load_checkpoint(path).base_sketch is None  # as in files that were written before there was one
+    weights = {"a.weight": torch.randn(12, 8), "b.weight": torch.randn(10, 8)}
+    sketch = sketch_base(LAYOUT, weights)
+    save_checkpoint(path, replace(checkpoint, base_sketch=sketch), torch.float16)
+    loaded = load_checkpoint(path)
+    assert loaded.base_sketch is not None
+    assert torch.equal(loaded.base_sketch.projections, sketch.projections)
+    model = DiffLoRA(loaded)
+    assert model.base_fit({name: 1.5 * weight for name, weight in weights.items()}).is_far
+    assert model.base_fit(weights).distance == 0
+    with pytest.raises(LayoutError, match=r"for tiny \(no U-Net"):
+        model.base_fit({"a.weight": torch.zeros(3, 3)})
+    tensors, _ = load_safetensors(path)
+    del tensors["base_sketch.squared_norms"]
+    rewrite(path, tensors)
+    with pytest.raises(CheckpointError, match="sketch of the base model is damaged"):
+        load_checkpoint(path)
 
 
 def test_half_precision_keeps_statistics(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from difflora.errors import CheckpointError
-from difflora.files import atomic_save, load_safetensors, save_safetensors
+from difflora.files import atomic_save, load_safetensors, save_safetensors, tensor_shapes
 
 
 def test_round_trip_keeps_values_dtypes_and_metadata(tmp_path):
@@ -67,3 +67,10 @@ def test_missing_truncated_foreign_and_pickled_files(tmp_path):
     (tmp_path / "x.pt").rename(tmp_path / "x.safetensors")
     with pytest.raises(CheckpointError, match="pickle"):
         load_safetensors(tmp_path / "x.safetensors")
+
+
+def test_shapes_come_from_the_header_alone(tmp_path):
+    path = save_safetensors(tmp_path / "x.safetensors", {"a": torch.zeros(2, 3), "b": torch.zeros(())})
+    assert tensor_shapes(path) == {"a": (2, 3), "b": ()}
+    with pytest.raises(CheckpointError, match=r"missing or not \.safetensors"):
+        tensor_shapes(tmp_path / "y.safetensors")
