@@ -20,6 +20,22 @@ from .lora_metadata import LAYOUT_KEY, file_metadata
 from .lora_sidecar import save_preview, save_sidecar, thumbnail
 
 
+class LoraTensors(dict[str, Tensor]):
+    """Tensors under the keys of a file, an ordinary dict, that also knows what the file's header would say.
+
+    As torch's state dicts carry `_metadata`: whoever needs only a dict, as ComfyUI's nodes do, sees only one.
+
+    Args:
+        tensors: key -> tensor.
+        metadata: name -> string, with the layout of these tensors.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """Copy both, not the tensors themselves."""
+        super().__init__(tensors)
+        self.metadata = dict(metadata)
+
+
 @dataclass(frozen=True, eq=False)
 class Lora:
     """One LoRA: both factors of every module.
@@ -79,9 +95,7 @@ class Lora:
             factors |= {(name, "lora_down"): down.float() for name, down in self.down.items()}
         return self.layout.flatten(factors)
 
-    def state_dict(
-        self, dtype: torch.dtype = torch.float16, key_style: KeyStyle = "kohya"
-    ) -> dict[str, Tensor]:
+    def state_dict(self, dtype: torch.dtype = torch.float16, key_style: KeyStyle = "kohya") -> LoraTensors:
         """Tensors under the keys that other tools read; the default suits ComfyUI, A1111 and diffusers.
 
         Args:
@@ -106,7 +120,10 @@ class Lora:
                 tensors[f"{key}.alpha"] = torch.tensor(self.layout.alpha, dtype=alpha_dtype)
         if overflown := [key for key, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
             raise LayoutError(f"{listing(overflown)} is too large for {dtype}: save with dtype=torch.float32")
-        return tensors
+        layout = self.layout
+        if style.alpha == "rank":  # the scale is in lora_up now
+            layout = replace(layout, alpha=float(layout.rank))
+        return LoraTensors(tensors, {**self.metadata, LAYOUT_KEY: layout.to_json()})
 
     def save(
         self,
@@ -135,16 +152,15 @@ class Lora:
         """
         style, path = style_of(key_style), Path(path)
         tensors = self.state_dict(dtype, key_style)
-        layout = self.layout
-        if style.alpha == "rank":  # the scale is in lora_up now
-            layout = replace(layout, alpha=float(layout.rank))
+        layout = LoraLayout.from_json(tensors.metadata[LAYOUT_KEY])
         metadata = file_metadata(self.metadata, layout, tensors, path.stem)
         if style.alpha == "config":
             save_adapter_config(path, layout)
         if preview is not None:
             metadata["modelspec.thumbnail"] = thumbnail(preview)
-            save_preview(path, preview)
         save_safetensors(path, tensors, metadata)
+        if preview is not None:
+            save_preview(path, preview)
         if sidecar:
             save_sidecar(path, metadata)
         return path
@@ -174,8 +190,8 @@ def lora_from_state_dict(tensors: Mapping[str, Tensor], layout: LoraLayout | Non
 
     Args:
         tensors: as from `Lora.state_dict`, in any style; factors are converted to float32.
-        layout: what the tensors must fit; by default read off the keys and shapes (modules in the order of
-            their kohya keys, both factors trained).
+        layout: what the tensors must fit; by default what `LoraTensors` say, else read off the keys and
+            shapes (modules in the order of their kohya keys, both factors trained).
 
     Returns:
         The LoRA. Without a layout, modules of different ranks or alphas are brought to the largest rank, and
@@ -184,6 +200,9 @@ def lora_from_state_dict(tensors: Mapping[str, Tensor], layout: LoraLayout | Non
     Raises:
         LayoutError: lists missing and unexpected keys, or wrong shapes.
     """
+    metadata = tensors.metadata if isinstance(tensors, LoraTensors) else {}
+    if layout is None and LAYOUT_KEY in metadata:
+        layout = LoraLayout.from_json(metadata[LAYOUT_KEY])
     modules = module_tensors(tensors, [module.name for module in layout.modules] if layout else None)
     check_matrices(modules)
     if layout is None:
@@ -193,7 +212,7 @@ def lora_from_state_dict(tensors: Mapping[str, Tensor], layout: LoraLayout | Non
         raise LayoutError(f"alpha is {listing(map(str, alphas))}, expected {layout.alpha} in all modules")
     down = {module.name: modules[module.name]["lora_down"].float() for module in layout.modules}
     up = {module.name: modules[module.name]["lora_up"].float() for module in layout.modules}
-    return Lora(layout, down, up)
+    return Lora(layout, down, up, metadata)
 
 
 def one_rank(modules: Mapping[str, Mapping[str, Tensor]]) -> Lora:
