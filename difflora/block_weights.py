@@ -67,8 +67,8 @@ def _off(blocks: Blocks, switched_off: Callable[[str, bool], bool]) -> dict[str,
 # B-LoRA (arXiv 2403.14572); there are no such findings for other base models.
 PRESETS: Mapping[str, Callable[[Blocks], dict[str, float]]] = {
     ALL: lambda blocks: {},
-    "inner blocks only (shapes, face)": lambda blocks: _off(blocks, lambda _, inner: not inner),
-    "outer blocks only (colours, texture)": lambda blocks: _off(blocks, lambda _, inner: inner),
+    "inner blocks only": lambda blocks: _off(blocks, lambda _, inner: not inner),
+    "outer blocks only": lambda blocks: _off(blocks, lambda _, inner: inner),
     "down half only (IN)": lambda blocks: _off(blocks, lambda label, _: not label.startswith("IN")),
     "up half only (OUT)": lambda blocks: _off(blocks, lambda label, _: not label.startswith("OUT")),
     "SDXL: style off (OUT01)": lambda blocks: {"OUT01": 0.0},

@@ -19,6 +19,7 @@ from typing import Any
 
 START_SECONDS = 300
 RUN_SECONDS = 300
+EXTRA_MODEL_PATHS = "extra_model_paths.yaml"
 PACKAGES = (
     "torch",
     "aiohttp",
@@ -132,6 +133,8 @@ class Server:
             "--database-url",
             f"sqlite:///{base}/user/x.db",
         ]
+        if (base / EXTRA_MODEL_PATHS).is_file():
+            command += ["--extra-model-paths-config", base / EXTRA_MODEL_PATHS]
         with log.open("w") as out:
             process = subprocess.Popen(
                 command, cwd=comfyui.root, env=comfyui.environment, stdout=out, stderr=out

@@ -26,6 +26,10 @@ NODE_IDS = {
     "DiffLoRAEncodePhotos",
     "DiffLoRAGenerate",
     "DiffLoRAApply",
+    "DiffLoRALoraToHooks",
+    "DiffLoRASaveLora",
+    "DiffLoRABatchPeople",
+    "DiffLoRASyntheticPeopleFolder",
     "DiffLoRALoadSyntheticWorld",
     "DiffLoRASyntheticPhotos",
 }
