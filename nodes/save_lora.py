@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..difflora.adapter_config import WEIGHTS_NAME
 from ..difflora.block_weights import ALL, weigh_blocks
+from ..difflora.errors import LayoutError
 from ..difflora.lora import lora_from_state_dict
 from ..difflora.lora_edit import resize_lora
 from ..difflora.lora_keys import STYLES
@@ -126,6 +127,8 @@ class SaveLora(io.ComfyNode):
         thumbnail: Tensor | None = None,
     ) -> io.NodeOutput:
         """Bakes in what was asked for, then writes; thumbnail (B, H, W, C)."""
+        if dtype not in DTYPES:  # the host checks no lists of V3 nodes that come through its API
+            raise LayoutError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
         made = weigh_blocks(lora_from_state_dict(lora), block_preset, block_weights)
         made = resize_lora(made, rank) if rank else made
         preview = None if thumbnail is None else Image.fromarray(load_photo(thumbnail[0]))
