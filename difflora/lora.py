@@ -4,6 +4,7 @@ Letters: R rank, P parameters of one LoRA.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,7 +28,7 @@ class LoraTensors(dict[str, Tensor]):
 
     Args:
         tensors: key -> tensor.
-        metadata: name -> string, with the layout of these tensors.
+        metadata: name -> string, with the layout of these tensors under `LAYOUT_KEY`.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -190,8 +191,8 @@ def lora_from_state_dict(tensors: Mapping[str, Tensor], layout: LoraLayout | Non
 
     Args:
         tensors: as from `Lora.state_dict`, in any style; factors are converted to float32.
-        layout: what the tensors must fit; by default what `LoraTensors` say, else read off the keys and
-            shapes (modules in the order of their kohya keys, both factors trained).
+        layout: what the tensors must fit; by default what `LoraTensors` say if it fits, else read off the
+            keys and shapes (modules in the order of their kohya keys, both factors trained).
 
     Returns:
         The LoRA. Without a layout, modules of different ranks or alphas are brought to the largest rank, and
@@ -200,9 +201,8 @@ def lora_from_state_dict(tensors: Mapping[str, Tensor], layout: LoraLayout | Non
     Raises:
         LayoutError: lists missing and unexpected keys, or wrong shapes.
     """
-    metadata = tensors.metadata if isinstance(tensors, LoraTensors) else {}
-    if layout is None and LAYOUT_KEY in metadata:
-        layout = LoraLayout.from_json(metadata[LAYOUT_KEY])
+    if layout is None and isinstance(tensors, LoraTensors):
+        return replace(_from_lora_tensors(tensors), metadata=tensors.metadata)
     modules = module_tensors(tensors, [module.name for module in layout.modules] if layout else None)
     check_matrices(modules)
     if layout is None:
@@ -212,7 +212,14 @@ def lora_from_state_dict(tensors: Mapping[str, Tensor], layout: LoraLayout | Non
         raise LayoutError(f"alpha is {listing(map(str, alphas))}, expected {layout.alpha} in all modules")
     down = {module.name: modules[module.name]["lora_down"].float() for module in layout.modules}
     up = {module.name: modules[module.name]["lora_up"].float() for module in layout.modules}
-    return Lora(layout, down, up, metadata)
+    return Lora(layout, down, up)
+
+
+def _from_lora_tensors(tensors: LoraTensors) -> Lora:
+    """Read with the layout that came along, unless somebody changed the tensors since: then those count."""
+    with suppress(LayoutError):
+        return lora_from_state_dict(dict(tensors), LoraLayout.from_json(tensors.metadata[LAYOUT_KEY]))
+    return lora_from_state_dict(dict(tensors))
 
 
 def one_rank(modules: Mapping[str, Mapping[str, Tensor]]) -> Lora:
