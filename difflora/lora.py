@@ -28,7 +28,7 @@ class LoraTensors(dict[str, Tensor]):
 
     Args:
         tensors: key -> tensor.
-        metadata: name -> string, with the layout of these tensors under `LAYOUT_KEY`.
+        metadata: name -> string; the layout of these tensors under `LAYOUT_KEY`.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -217,8 +217,9 @@ def lora_from_state_dict(tensors: Mapping[str, Tensor], layout: LoraLayout | Non
 
 def _from_lora_tensors(tensors: LoraTensors) -> Lora:
     """Read with the layout that came along, unless somebody changed the tensors since: then those count."""
-    with suppress(LayoutError):
-        return lora_from_state_dict(dict(tensors), LoraLayout.from_json(tensors.metadata[LAYOUT_KEY]))
+    if LAYOUT_KEY in tensors.metadata:
+        with suppress(LayoutError):
+            return lora_from_state_dict(dict(tensors), LoraLayout.from_json(tensors.metadata[LAYOUT_KEY]))
     return lora_from_state_dict(dict(tensors))
 
 

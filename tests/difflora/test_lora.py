@@ -71,6 +71,16 @@ def test_tensors_carry_metadata_and_layout(lora, style):
     assert plain.metadata == {} and plain.layout.train_down
 
 
+def test_tensors_that_somebody_changed_count_more_than_the_layout_that_came_along(lora):
+    tensors, first = lora.state_dict(torch.float32), next(iter(lora.up))
+    for key in [key for key in tensors if key.startswith(f"{kohya_key(first)}.")]:  # a module less
+        del tensors[key]
+    back = lora_from_state_dict(tensors)
+    assert back.up.keys() == lora.up.keys() - {first} and back.metadata["modelspec.title"] == "Ann"
+    tensors.metadata.clear()
+    assert lora_from_state_dict(tensors).up.keys() == back.up.keys()
+
+
 def test_foreign_file_without_our_metadata(tmp_path, lora):
     save_file(lora.state_dict(torch.float32), tmp_path / "foreign.safetensors")
     foreign = Lora.load(tmp_path / "foreign.safetensors")
