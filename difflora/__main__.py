@@ -1,4 +1,4 @@
-"""Command line: `python -m difflora demo` and `python -m difflora personalize PHOTO... --out FILE`."""
+"""Command line: `python -m difflora demo`, `personalize PHOTO... --out FILE` and `personalize-folder`."""
 
 from __future__ import annotations
 
@@ -52,6 +52,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     person.add_argument("--base", type=Path, help="pipeline folder that draws candidates (synthetic world's)")
     person.add_argument("--guidance", type=float, help="1 is plain sampling, more exaggerates the likeness")
+
+    folder = commands.add_parser(
+        "personalize-folder", parents=[shared], help="a folder of photos per person -> a LoRA file per person"
+    )
+    folder.add_argument("folder", type=Path, help="folder that has a folder of photos for each person")
+    folder.add_argument("--out", type=Path, required=True, help="folder for <person>.safetensors")
+    folder.add_argument("--checkpoint", type=Path, help="of DiffLoRA (default: the synthetic world's)")
+    folder.add_argument("--face-pack", type=Path, help="folder of an insightface model pack")
+    folder.add_argument("--image-encoder", type=Path, help="folder of a CLIP vision model")
+    folder.add_argument("--steps", type=int, help="sampling steps (default: what the checkpoint recommends)")
+    folder.add_argument("--guidance", type=float, help="1 is plain sampling, more exaggerates the likeness")
     return parser
 
 
@@ -95,6 +106,27 @@ def personalize(args: argparse.Namespace) -> None:
     model.generate(features, seed, args.steps, args.guidance, noise_scale).save(args.out)
     base_model, strength = model.checkpoint.base_model, model.recommended.strength
     print(f"wrote {args.out}: for {base_model}, best at strength {strength:g}")
+
+
+def personalize_folder(args: argparse.Namespace) -> None:
+    """Make a LoRA file of every person who does not have one of the same photos yet."""
+    from .batch import BatchSettings, find_people, personalize_folders
+    from .model import DiffLoRA
+
+    people = find_people(args.folder)  # before anything slow
+    model = DiffLoRA.load(
+        args.checkpoint,
+        face_pack=args.face_pack,
+        image_encoder=args.image_encoder,
+        device=choose_device(args.device),
+    )
+    settings = BatchSettings(args.seed, args.steps, args.guidance)
+    results = personalize_folders(model, people, args.out, settings, announce=print)
+    if failed := [result.person for result in results if result.outcome == "failed"]:
+        raise DiffLoRAError(
+            f"{len(failed)} of {len(results)} people failed ({', '.join(failed)}): mend their folders and "
+            "start again, the others are not made twice"
+        )
 
 
 def best_seed(args: argparse.Namespace, model: DiffLoRA, features: IdentityFeatures) -> tuple[int, float]:
@@ -149,7 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(arguments)
     try:
-        {"demo": demo, "personalize": personalize}[args.command](args)
+        commands = {"demo": demo, "personalize": personalize, "personalize-folder": personalize_folder}
+        commands[args.command](args)
     except ModuleNotFoundError as error:
         print(f"error: {error.name} is missing: pip install -e '.[demo]' in the repository", file=sys.stderr)
         return USER_ERROR

@@ -4,6 +4,7 @@ Letters: R rank, P parameters of one LoRA.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,6 +19,22 @@ from .layout import LoraLayout, ModuleSpec, SharedDown, check_shapes, listing
 from .lora_keys import KeyStyle, kohya_key, module_keys, module_tensors, style_of
 from .lora_metadata import LAYOUT_KEY, file_metadata
 from .lora_sidecar import save_preview, save_sidecar, thumbnail
+
+
+class LoraTensors(dict[str, Tensor]):
+    """Tensors under the keys of a file, an ordinary dict, that also knows what the file's header would say.
+
+    As torch's state dicts carry `_metadata`: whoever needs only a dict, as ComfyUI's nodes do, sees only one.
+
+    Args:
+        tensors: key -> tensor.
+        metadata: name -> string; the layout of these tensors under `LAYOUT_KEY`.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """Copy both, not the tensors themselves."""
+        super().__init__(tensors)
+        self.metadata = dict(metadata)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +96,7 @@ class Lora:
             factors |= {(name, "lora_down"): down.float() for name, down in self.down.items()}
         return self.layout.flatten(factors)
 
-    def state_dict(
-        self, dtype: torch.dtype = torch.float16, key_style: KeyStyle = "kohya"
-    ) -> dict[str, Tensor]:
+    def state_dict(self, dtype: torch.dtype = torch.float16, key_style: KeyStyle = "kohya") -> LoraTensors:
         """Tensors under the keys that other tools read; the default suits ComfyUI, A1111 and diffusers.
 
         Args:
@@ -106,7 +121,10 @@ class Lora:
                 tensors[f"{key}.alpha"] = torch.tensor(self.layout.alpha, dtype=alpha_dtype)
         if overflown := [key for key, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
             raise LayoutError(f"{listing(overflown)} is too large for {dtype}: save with dtype=torch.float32")
-        return tensors
+        layout = self.layout
+        if style.alpha == "rank":  # the scale is in lora_up now
+            layout = replace(layout, alpha=float(layout.rank))
+        return LoraTensors(tensors, {**self.metadata, LAYOUT_KEY: layout.to_json()})
 
     def save(
         self,
@@ -135,16 +153,15 @@ class Lora:
         """
         style, path = style_of(key_style), Path(path)
         tensors = self.state_dict(dtype, key_style)
-        layout = self.layout
-        if style.alpha == "rank":  # the scale is in lora_up now
-            layout = replace(layout, alpha=float(layout.rank))
+        layout = LoraLayout.from_json(tensors.metadata[LAYOUT_KEY])
         metadata = file_metadata(self.metadata, layout, tensors, path.stem)
         if style.alpha == "config":
             save_adapter_config(path, layout)
         if preview is not None:
             metadata["modelspec.thumbnail"] = thumbnail(preview)
-            save_preview(path, preview)
         save_safetensors(path, tensors, metadata)
+        if preview is not None:
+            save_preview(path, preview)
         if sidecar:
             save_sidecar(path, metadata)
         return path
@@ -174,8 +191,8 @@ def lora_from_state_dict(tensors: Mapping[str, Tensor], layout: LoraLayout | Non
 
     Args:
         tensors: as from `Lora.state_dict`, in any style; factors are converted to float32.
-        layout: what the tensors must fit; by default read off the keys and shapes (modules in the order of
-            their kohya keys, both factors trained).
+        layout: what the tensors must fit; by default what `LoraTensors` say if it fits, else read off the
+            keys and shapes (modules in the order of their kohya keys, both factors trained).
 
     Returns:
         The LoRA. Without a layout, modules of different ranks or alphas are brought to the largest rank, and
@@ -184,6 +201,8 @@ def lora_from_state_dict(tensors: Mapping[str, Tensor], layout: LoraLayout | Non
     Raises:
         LayoutError: lists missing and unexpected keys, or wrong shapes.
     """
+    if layout is None and isinstance(tensors, LoraTensors):
+        return replace(_from_lora_tensors(tensors), metadata=tensors.metadata)
     modules = module_tensors(tensors, [module.name for module in layout.modules] if layout else None)
     check_matrices(modules)
     if layout is None:
@@ -194,6 +213,14 @@ def lora_from_state_dict(tensors: Mapping[str, Tensor], layout: LoraLayout | Non
     down = {module.name: modules[module.name]["lora_down"].float() for module in layout.modules}
     up = {module.name: modules[module.name]["lora_up"].float() for module in layout.modules}
     return Lora(layout, down, up)
+
+
+def _from_lora_tensors(tensors: LoraTensors) -> Lora:
+    """Read with the layout that came along, unless somebody changed the tensors since: then those count."""
+    if LAYOUT_KEY in tensors.metadata:
+        with suppress(LayoutError):
+            return lora_from_state_dict(dict(tensors), LoraLayout.from_json(tensors.metadata[LAYOUT_KEY]))
+    return lora_from_state_dict(dict(tensors))
 
 
 def one_rank(modules: Mapping[str, Mapping[str, Tensor]]) -> Lora:

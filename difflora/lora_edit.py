@@ -14,9 +14,8 @@ from torch import Tensor
 from .errors import LayoutError
 from .layout import LoraLayout, ModuleSpec, listing
 from .lora import Lora, pad_to_rank
+from .lora_metadata import TITLE_KEY
 from .unet_names import block_label, layers_per_block
-
-TITLE_KEY = "modelspec.title"
 
 
 def truncate(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor]:

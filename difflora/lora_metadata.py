@@ -17,6 +17,8 @@ from .layout import LoraLayout
 LAYOUT_KEY = "difflora.layout"
 FINGERPRINT_KEY = "difflora.layout_fingerprint"
 STRENGTH_KEY = "difflora.recommended_strength"
+TITLE_KEY = "modelspec.title"
+DESCRIPTION_KEY = "modelspec.description"
 # Of the file that the weights were read from; wrong for the one that is written.
 STALE_KEYS = (HEADER_KEY, "sshs_legacy_hash", "modelspec.thumbnail")
 
@@ -63,7 +65,7 @@ def describe_lora(title: str, base_model: str, strength: float | None = None) ->
     names = base_model_names(base_model)
     metadata = {
         "ss_base_model_version": names.kohya if names else base_model,
-        "modelspec.title": title,
+        TITLE_KEY: title,
         "modelspec.architecture": f"{names.modelspec if names else base_model}/lora",
         "modelspec.implementation": "diffusers",
     }

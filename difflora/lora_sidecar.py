@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from .files import atomic_save
-from .lora_metadata import STRENGTH_KEY, base_model_names
+from .lora_metadata import DESCRIPTION_KEY, STRENGTH_KEY, TITLE_KEY, base_model_names
 
 PREVIEW_SUFFIX = ".png"  # the one that ComfyUI, A1111, LoRA Manager and rgthree all look for
 THUMBNAIL_PX = 256  # longer side; readers load the whole header, so it has to stay small
@@ -46,7 +46,7 @@ def save_sidecar(weights: Path, metadata: Mapping[str, str]) -> Path:
     tips = {"strength": float(metadata[STRENGTH_KEY])} if STRENGTH_KEY in metadata else {}
     sidecar = {
         "file_name": weights.stem,
-        "model_name": metadata.get("modelspec.title", weights.stem),
+        "model_name": metadata.get(TITLE_KEY, weights.stem),
         "file_path": weights.resolve().as_posix(),
         "size": len(content),
         "modified": weights.stat().st_mtime,
@@ -55,7 +55,7 @@ def save_sidecar(weights: Path, metadata: Mapping[str, str]) -> Path:
         "preview_url": preview.as_posix() if preview.is_file() else "",
         "from_civitai": False,
         "civitai": {"trainedWords": []},  # there is no trigger word
-        "modelDescription": metadata.get("modelspec.description", ""),
+        "modelDescription": metadata.get(DESCRIPTION_KEY, ""),
         "usage_tips": json.dumps(tips),
     }
     text = json.dumps(sidecar, indent=2, ensure_ascii=False)

@@ -6,10 +6,13 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import _host
 from .apply_lora import ApplyLora
+from .batch_people import BatchPeople
 from .encode_photos import EncodePhotos
 from .generate_lora import GenerateLora
 from .load_model import LoadModel
-from .synthetic_world import LoadSyntheticWorld, SyntheticPhotos
+from .lora_to_hooks import LoraToHooks
+from .save_lora import SaveLora
+from .synthetic_world import LoadSyntheticWorld, SyntheticPeopleFolder, SyntheticPhotos
 
 
 class DiffLoRAExtension(ComfyExtension):
@@ -17,7 +20,18 @@ class DiffLoRAExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """All nodes of the pack."""
-        return [LoadModel, EncodePhotos, GenerateLora, ApplyLora, LoadSyntheticWorld, SyntheticPhotos]
+        return [
+            LoadModel,
+            EncodePhotos,
+            GenerateLora,
+            ApplyLora,
+            LoraToHooks,
+            SaveLora,
+            BatchPeople,
+            LoadSyntheticWorld,
+            SyntheticPhotos,
+            SyntheticPeopleFolder,
+        ]
 
 
 async def comfy_entrypoint() -> ComfyExtension:

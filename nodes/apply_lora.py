@@ -5,7 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..difflora.block_weights import ALL, weigh_tensors
 from . import _host
+from ._block_inputs import block_inputs
 from ._types import CATEGORY
 
 
@@ -40,11 +42,33 @@ class ApplyLora(io.ComfyNode):
                     "1.5 exaggerates the likeness and may ignore parts of the prompt, negative "
                     "values draw somebody unlike the person.",
                 ),
+                *block_inputs(),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="Only needed for a LoRA that also changes the text encoder, as some from other "
+                    "tools do. Those from Generate LoRA do not: then CLIP passes through.",
+                ),
             ],
-            outputs=[io.Model.Output(display_name="model", tooltip="The base model with the person in it.")],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The base model with the person in it."),
+                io.Clip.Output(
+                    display_name="clip",
+                    tooltip="The connected CLIP, patched if the LoRA has modules of the text encoder.",
+                ),
+            ],
         )
 
     @classmethod
-    def execute(cls, model: object, lora: dict[str, Tensor], strength: float) -> io.NodeOutput:
-        """Checks, then patches a copy."""
-        return io.NodeOutput(_host.apply_lora(model, lora, strength))
+    def execute(
+        cls,
+        model: object,
+        lora: dict[str, Tensor],
+        strength: float,
+        block_preset: str = ALL,
+        block_weights: str = "",
+        clip: object | None = None,
+    ) -> io.NodeOutput:
+        """Checks, then patches copies."""
+        weighed = weigh_tensors(lora, block_preset, block_weights)
+        return io.NodeOutput(*_host.apply_lora_to_both(model, clip, weighed, strength))

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..difflora.synthetic import world
 from ..difflora.synthetic.people import sample_people
+from ..difflora.synthetic.photo_folders import save_photo_folders
 from ..difflora.synthetic.renderer import PHOTO_PX, render
 from ..difflora.synthetic.scenes import sample_scenes
 from . import _host
@@ -87,3 +88,46 @@ class SyntheticPhotos(io.ComfyNode):
         traits = sample_people("test", person, 1).expand(count, -1)  # (N, I)
         pictures = render(traits, sample_scenes(count, scene_seed), PHOTO_PX).pictures  # (N, 3, H, W)
         return io.NodeOutput(pictures.movedim(1, -1).contiguous())  # (N, H, W, 3)
+
+
+class SyntheticPeopleFolder(io.ComfyNode):
+    """Folders of photos as a user would have them, for trying out Batch of People."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Sockets and widgets."""
+        return io.Schema(
+            node_id="DiffLoRASyntheticPeopleFolder",
+            display_name="Synthetic People Folder",
+            category=CATEGORY,
+            description="Writes photos of rendered people into ComfyUI's input folder, a folder for each "
+            "person, for trying Batch of People without a photo of anybody. Files that exist stay.",
+            inputs=[
+                io.String.Input(
+                    "folder",
+                    default="difflora_people",
+                    tooltip="Folder inside of ComfyUI's input folder; made if needed.",
+                ),
+                io.Int.Input("people", default=3, min=1, max=100, tooltip="How many people."),
+                io.Int.Input("count", default=2, min=1, max=16, tooltip="How many photos of each."),
+                io.Int.Input(
+                    "scene_seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFF,
+                    tooltip="Which expressions, poses, lights and clothes the photos show.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="folder", tooltip="For Batch of People.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: object) -> float:
+        """Never equal: somebody may have deleted the files, and writing nothing costs nothing."""
+        return float("nan")
+
+    @classmethod
+    def execute(cls, folder: str, people: int, count: int, scene_seed: int) -> io.NodeOutput:
+        """Renders what is missing."""
+        save_photo_folders(_host.input_folder(folder), people, count, scene_seed)
+        return io.NodeOutput(folder)

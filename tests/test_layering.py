@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOW = (
     *("errors", "files", "photos", "layout"),
     *("unet_names", "model_family", "base_sketch"),
-    *("lora_keys", "adapter_config", "lora_metadata", "lora_sidecar", "lora", "lora_edit"),
+    *("lora_keys", "adapter_config", "lora_metadata", "lora_sidecar", "lora", "lora_edit", "block_weights"),
     *("patch", "batched"),
     *("picture_autoencoder", "pipelines", "text_features", "base_model", "lora_training"),
     *(
@@ -27,10 +27,11 @@ FLOW = (
         "diffusion",
         "hypernetwork",
     ),
-    *("checkpoint", "model", "candidates", "controls"),
+    *("checkpoint", "model", "candidates", "batch", "controls"),
     # the embedded world, a user of the library like any other
     *("synthetic.people", "synthetic.scenes", "synthetic.captions", "synthetic.shapes"),
     *("synthetic.figure", "synthetic.face_layers", "synthetic.outfit_layers", "synthetic.renderer"),
+    "synthetic.photo_folders",
     *("synthetic.recognisers", "synthetic.detector"),
     *("synthetic.attributes", "synthetic.world", "synthetic.judge", "synthetic"),
     # and what a person starts

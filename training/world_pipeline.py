@@ -88,7 +88,13 @@ def build_autoencoder(config: BaseModelConfig) -> tuple[PatchAutoencoder, dict[s
 
 
 def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Byte-pair vocabulary in CLIP's format, in which every word of a caption is one token."""
+    """Byte-pair vocabulary in CLIP's format, in which every word of a caption is one token.
+
+    A folder that holds one is read: pairs that are equally frequent are merged in any order, so that another
+    run would number tokens differently from what the text encoder has learned.
+    """
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        return CLIPTokenizer.from_pretrained(folder, model_max_length=77, pad_token="<|endoftext|>")
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(

@@ -1,19 +1,27 @@
 """Everything that touches ComfyUI's internals; no other file of the pack does."""
 
 from .files import checkpoint_names, checkpoint_path, progress, register_model_folder
+from .lora_files import input_folder, lora_folder, lora_folder_names, lora_name, new_lora_file
 from .managed import ManagedModel, manage
-from .patching import apply_lora
+from .patching import apply_lora, apply_lora_to_both, lora_hooks
 from .pipeline import load_text_encoder, load_unet, load_vae
 
 __all__ = [
     "ManagedModel",
     "apply_lora",
+    "apply_lora_to_both",
     "checkpoint_names",
     "checkpoint_path",
+    "input_folder",
     "load_text_encoder",
     "load_unet",
     "load_vae",
+    "lora_folder",
+    "lora_folder_names",
+    "lora_hooks",
+    "lora_name",
     "manage",
+    "new_lora_file",
     "progress",
     "register_model_folder",
 ]

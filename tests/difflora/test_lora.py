@@ -59,6 +59,28 @@ def test_file_round_trip(tmp_path, lora):
     assert metadata["difflora.layout_fingerprint"] == lora.layout.fingerprint
 
 
+@pytest.mark.parametrize("style", STYLES)
+def test_tensors_carry_metadata_and_layout(lora, style):
+    tensors = lora.state_dict(torch.float32, style)
+    assert isinstance(tensors, dict)
+    back = lora_from_state_dict(tensors)
+    assert back.metadata["modelspec.title"] == "Ann"
+    expected = replace(lora.layout, alpha=4.0) if style == "diffusers" else lora.layout  # scale in lora_up
+    assert back.layout == expected
+    plain = lora_from_state_dict(dict(tensors))  # an ordinary dict has neither
+    assert plain.metadata == {} and plain.layout.train_down
+
+
+def test_tensors_that_somebody_changed_count_more_than_the_layout_that_came_along(lora):
+    tensors, first = lora.state_dict(torch.float32), next(iter(lora.up))
+    for key in [key for key in tensors if key.startswith(f"{kohya_key(first)}.")]:  # a module less
+        del tensors[key]
+    back = lora_from_state_dict(tensors)
+    assert back.up.keys() == lora.up.keys() - {first} and back.metadata["modelspec.title"] == "Ann"
+    tensors.metadata.clear()
+    assert lora_from_state_dict(tensors).up.keys() == back.up.keys()
+
+
 def test_foreign_file_without_our_metadata(tmp_path, lora):
     save_file(lora.state_dict(torch.float32), tmp_path / "foreign.safetensors")
     foreign = Lora.load(tmp_path / "foreign.safetensors")

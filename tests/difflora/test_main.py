@@ -9,6 +9,7 @@ from difflora.__main__ import build_parser, choose_device, main
 from difflora.errors import DiffLoRAError
 from difflora.sheet import to_image
 from difflora.synthetic.people import sample_people
+from difflora.synthetic.photo_folders import save_photo_folders
 from difflora.synthetic.renderer import PHOTO_PX, render
 from difflora.synthetic.scenes import scene_for
 
@@ -72,6 +73,18 @@ def test_truncated_checkpoint(capsys, grey_photo, tmp_path):
 def test_tiny_photo(capsys, tmp_path):
     Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
     assert "1" in error_of(capsys, "personalize", tmp_path / "dot.png", "--out", tmp_path / "x.safetensors")
+
+
+def test_folder_of_people_then_only_the_new_one(capsys, tmp_path):
+    save_photo_folders(tmp_path / "people", num_people=1, num_photos=1)
+    command = ["personalize-folder", str(tmp_path / "people"), "--out", str(tmp_path / "loras")]
+    assert main(command) == 0
+    assert "person_0: made" in capsys.readouterr().out
+    (tmp_path / "people" / "empty").mkdir()
+    assert main(command) == 2  # a script has to notice
+    captured = capsys.readouterr()
+    assert "person_0: up to date" in captured.out and "empty: failed" in captured.out
+    assert "1 of 2 people failed (empty)" in captured.err
 
 
 def test_unknown_device_says_what_to_do():

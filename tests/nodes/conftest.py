@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parent))
-from host_server import ComfyUI, NoComfyUI, Server, find_comfyui
+from host_server import EXTRA_MODEL_PATHS, ComfyUI, NoComfyUI, Server, find_comfyui
 
 PACK = Path(__file__).resolve().parents[2]
 
@@ -22,6 +22,7 @@ def prepare_base_directory(base: Path) -> None:
     """The pack, the helper nodes and two unusable checkpoints, where ComfyUI looks for them."""
     for name in ("custom_nodes", "user/default", "models/difflora", "input", "output"):
         (base / name).mkdir(parents=True)
+    (base / EXTRA_MODEL_PATHS).write_text(f"tests:\n    base_path: {base}\n    loras: more_loras\n")
     (base / "custom_nodes" / "ComfyUI-DiffLoRA").symlink_to(PACK)
     shutil.copy(Path(__file__).parent / "helper_nodes.py", base / "custom_nodes")
     settings = base / "user" / "default" / "comfy.settings.json"  # else the web page opens its tutorial

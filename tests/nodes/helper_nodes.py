@@ -26,6 +26,14 @@ class Picture:
         )
 
 
+ENCODER_LAYER = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+ENCODER = {  # of the synthetic world's text encoder
+    f"{ENCODER_LAYER}.lora_up.weight": torch.linspace(-1, 1, 384)[:, None],
+    f"{ENCODER_LAYER}.lora_down.weight": torch.linspace(-1, 1, 96)[None],
+    f"{ENCODER_LAYER}.alpha": torch.tensor(1.0),
+}
+
+
 class LoraOf:
     """A LoRA that is wrong in one way, made from a good one."""
 
@@ -44,6 +52,7 @@ class LoraOf:
                 },
                 "one_shape": lambda: {**lora, first: lora[first][:-1]},
                 "half": lambda: {key: lora[key] for key in lora if key != first},
+                "text_encoder": lambda: {**lora, **ENCODER},
                 "nan": lambda: {**lora, first: lora[first] * float("nan")},
                 "empty": dict,
             }[kind](),

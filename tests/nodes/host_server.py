@@ -19,6 +19,7 @@ from typing import Any
 
 START_SECONDS = 300
 RUN_SECONDS = 300
+EXTRA_MODEL_PATHS = "extra_model_paths.yaml"
 PACKAGES = (
     "torch",
     "aiohttp",
@@ -132,6 +133,8 @@ class Server:
             "--database-url",
             f"sqlite:///{base}/user/x.db",
         ]
+        if (base / EXTRA_MODEL_PATHS).is_file():
+            command += ["--extra-model-paths-config", base / EXTRA_MODEL_PATHS]
         with log.open("w") as out:
             process = subprocess.Popen(
                 command, cwd=comfyui.root, env=comfyui.environment, stdout=out, stderr=out
@@ -227,7 +230,8 @@ def api_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[st
         for name, (kind, *options) in {**info.get("required", {}), **info.get("optional", {})}.items():
             is_widget = isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
             if is_widget and not (options and options[0].get("forceInput")):
-                inputs[name] = next(values)
+                # a workflow that was saved before a widget existed has no value for it
+                inputs[name] = next(values, options[0].get("default") if options else None)
                 if (options and options[0].get("control_after_generate")) or name in ("seed", "noise_seed"):
                     next(values)  # the "randomize / fixed" widget beside the number
             if name in linked:
