@@ -18,6 +18,10 @@ FLOW = (
     *(
         "normalisation",
         "autoencoder",
+        "onnx_header",
+        "face_packs",
+        "providers",
+        "face_models",
         "faces",
         "vision_tower",
         "features",
@@ -33,7 +37,7 @@ FLOW = (
     *("synthetic.recognisers", "synthetic.detector"),
     *("synthetic.attributes", "synthetic.world", "synthetic.judge", "synthetic"),
     # and what a person starts
-    *("sheet", "demo", "__init__", "__main__"),
+    *("sheet", "demo", "doctor", "__init__", "__main__"),
 )
 HOST = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "server", "execution"}
 

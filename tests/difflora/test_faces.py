@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from difflora.errors import FaceModelError, NoFaceError
-from difflora.faces import FaceAnalyzer, FaceReport, find_face_pack
+from difflora.face_packs import find_face_pack
+from difflora.faces import FaceAnalyzer, FaceReport
 from difflora.synthetic.people import sample_people
 from difflora.synthetic.renderer import render
 from difflora.synthetic.scenes import sample_scenes, scene_for
@@ -93,8 +94,8 @@ def test_the_pack_is_found_where_people_unpack_it(tmp_path) -> None:
     nested = tmp_path / "antelopev2" / "antelopev2"
     nested.mkdir(parents=True)
     (nested / "scrfd.onnx").write_bytes(b"")
-    assert find_face_pack(nested) == nested.resolve()
-    assert find_face_pack(nested.parent) == nested.resolve()
+    assert find_face_pack(nested).folder == nested.resolve()
+    assert find_face_pack(nested.parent).folder == nested.resolve()
     assert find_face_pack(PACK).name == "synthetic"
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "x.onnx").write_bytes(b"")
@@ -114,8 +115,8 @@ def test_packs_that_do_not_work_say_why(tmp_path) -> None:
     (tmp_path / "det.onnx").write_bytes(b"damaged")
     with pytest.raises(FaceModelError, match=r"cannot be loaded.*download it again"):
         FaceAnalyzer(tmp_path)
-    pack = find_face_pack(PACK)
-    for name, message in (("detection", "has no recogniser"), ("recognition", "cannot be loaded")):
+    pack = find_face_pack(PACK).folder
+    for name, message in (("detection", "has no recogniser"), ("recognition", "has no detector")):
         folder = tmp_path / name
         folder.mkdir()
         shutil.copy(pack / f"{name}.onnx", folder)
