@@ -23,8 +23,8 @@ range."""
 
 WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 """PIL's modes with transparency; colour-table pictures say it elsewhere."""
-STRIP_ROWS = 64
-"""Rows that are converted at a time."""
+STRIP_ROWS = 16
+"""Rows that are converted at a time: a strip of a large photo then stays in the cache."""
 
 Photo = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
 
@@ -176,6 +176,8 @@ def _from_array(array: np.ndarray) -> np.ndarray:
             "move the channels last, and give a batch as (photos, height, width, 3)"
         )
     _check_range(array)
+    if array.dtype == np.uint8 and array.shape[2] == 4 and array[:, :, 3].min(initial=255) == 255:
+        array = array[:, :, :3]  # nothing shows through
     if array.dtype == np.uint8 and array.shape[2] == 3:
         return np.ascontiguousarray(array)
     pixels = np.empty((*array.shape[:2], 3), np.uint8)
@@ -185,11 +187,14 @@ def _from_array(array: np.ndarray) -> np.ndarray:
 
 
 def _on_white(unit: np.ndarray) -> np.ndarray:
-    """(h, W, 1 | 3 | 4) in 0 .. 1 -> (h, W, 3) or (h, W, 1) in 0 .. 255, rounded."""
+    """(h, W, 1 | 3 | 4) in 0 .. 1 -> (h, W, 3) or (h, W, 1) in 0 .. 255, rounded; overwrites its input."""
     if unit.shape[2] == 4:
-        alpha = unit[:, :, 3:]  # (h, W, 1)
-        unit = unit[:, :, :3] * alpha + (1.0 - alpha)  # (h, W, 3)
-    return (unit * 255.0).round()
+        alpha, unit = unit[:, :, 3:], unit[:, :, :3]  # (h, W, 1), (h, W, 3)
+        unit -= 1.0  # colour * alpha + (1 - alpha) = (colour - 1) * alpha + 1
+        unit *= alpha
+        unit += 1.0
+    unit *= 255.0
+    return unit.round()
 
 
 def _unit_range(array: np.ndarray) -> np.ndarray:

@@ -33,17 +33,15 @@ def test_no_session_is_started_for_a_file_that_is_not_needed(tmp_path, monkeypat
 
 def test_a_pack_with_a_manifest_is_left_to_insightface(tmp_path) -> None:
     folder = shutil.copytree(world.FACE_PACK, tmp_path / "pack")
-    tasks = {task: {"file": f"{task}.onnx"} for task in ("detection", "recognition")}
-    manifest = {"manifest_version": 2, "model_id": "pack", "tasks": tasks, "license": "Apache-2.0"}
+    (folder / "recognition.onnx").rename(folder / "b.onnx")
+    shutil.copy(folder / "b.onnx", folder / "a.onnx")  # comes first, but the manifest does not name it
+    (folder / "MODEL.LICENSE").write_text("our own")
+    tasks = {"detection": {"file": "detection.onnx"}, "recognition": {"file": "b.onnx"}}
+    manifest = {"manifest_version": 2, "model_id": "pack", "tasks": tasks, "license": "MODEL.LICENSE"}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    try:
-        models = load_face_models(folder)
-    except (
-        FaceModelError
-    ) as error:  # insightface's parser has its own idea of a manifest: then it must say so
-        assert "manifest" in str(error) or "tasks" in str(error)
-    else:
-        assert models.recogniser.taskname == "recognition"
+    assert load_face_models(folder).recogniser.model_file.endswith("b.onnx")
+    (folder / "manifest.json").write_text(json.dumps({"name": "another tool's"}))
+    assert load_face_models(folder).recogniser.model_file.endswith("a.onnx")
 
 
 def test_an_idle_cuda_card_is_mentioned_once(monkeypatch) -> None:

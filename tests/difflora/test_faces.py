@@ -122,3 +122,46 @@ def test_packs_that_do_not_work_say_why(tmp_path) -> None:
         shutil.copy(pack / f"{name}.onnx", folder)
         with pytest.raises(FaceModelError, match=message):
             FaceAnalyzer(folder)
+
+
+def test_a_detection_size_of_ones_own(analyzer: FaceAnalyzer) -> None:
+    fixed = FaceAnalyzer(PACK, "CPU", detection_size=256)
+    assert fixed.name == "synthetic"
+    (face,) = fixed.detect(portrait())
+    (auto,) = analyzer.detect(portrait())
+    assert np.abs(np.array(face.box) - auto.box).max() < 4
+    with pytest.raises(FaceModelError, match="multiple of 32"):
+        FaceAnalyzer(PACK, "CPU", detection_size=500)
+
+
+def test_a_large_photo_is_averaged_not_sampled(analyzer: FaceAnalyzer) -> None:
+    """Noise of single pixels, as every camera makes it, hardly matters; with plain sampling .955."""
+    photo = portrait(1)
+    (face,) = analyzer.detect(photo)
+    noise = np.random.default_rng(0).normal(0, 25, (64 * 32, 64 * 32, 3))
+    large = (enlarged(photo, 32) + noise).clip(0, 255).astype(np.uint8)
+    found = analyzer.detect(large)[0]
+    assert np.abs((np.array(found.box) + 0.5) / 32 - 0.5 - face.box).max() < 4
+    landmarks = (np.array([face.landmarks]) + 0.5) * 32 - 0.5
+    similarity = analyzer.embed([photo], np.array([face.landmarks])) @ analyzer.embed([large], landmarks).T
+    assert similarity.item() > 0.975
+
+
+def test_a_real_photograph_goes_through(analyzer: FaceAnalyzer) -> None:
+    """The shipped pack has only seen rendered people: what it finds in a photograph is luck."""
+    from insightface.data import get_image
+
+    photo = get_image("t1", to_rgb=True)
+    height, width = photo.shape[:2]
+    faces = analyzer.detect(photo)
+    assert faces == sorted(faces, key=lambda face: face.area, reverse=True)
+    for face in faces:
+        left, top, right, bottom = face.box
+        assert left < right and top < bottom and 0.5 <= face.score <= 1
+        assert 0 < (left + right) / 2 < width and 0 < (top + bottom) / 2 < height
+    # the six heads, by eye, and close-ups of them: every attempt, border included, comes to an end
+    for left, top in ((40, 250), (240, 80), (440, 250), (740, 290), (900, 20), (1120, 270)):
+        close_up = np.ascontiguousarray(photo[top : top + 160, left : left + 160])
+        for found in analyzer.detect(close_up):
+            embedding = analyzer.embed([close_up], np.array([found.landmarks]))
+            torch.testing.assert_close(embedding.norm(dim=1), torch.ones(1))

@@ -1,5 +1,9 @@
 """Photos of every kind become the same upright 8-bit RGB, or one clear error."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +11,8 @@ from PIL import Image
 
 from difflora.errors import PhotoError
 from difflora.photos import as_photos, load_photo
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -34,12 +40,70 @@ def test_every_source_gives_the_same_pixels(pixels: np.ndarray, tmp_path) -> Non
         )
 
 
-def test_exif_orientation_is_applied(pixels: np.ndarray, tmp_path) -> None:
-    image = Image.fromarray(pixels)
-    exif = image.getexif()
-    exif[0x0112] = 6  # "turn by 90 degrees clockwise to show"
-    image.save(tmp_path / "turned.png", exif=exif)
-    assert np.array_equal(load_photo(tmp_path / "turned.png"), np.rot90(pixels, -1))
+@pytest.mark.parametrize("kind", ["png", "tiff", "webp", "jpg"])
+def test_exif_orientation_is_applied(pixels: np.ndarray, tmp_path, kind: str) -> None:
+    """The eight orientations of the EXIF standard (tag 0x0112): what row 0 and column 0 stand for."""
+    upright = {
+        1: pixels,
+        2: pixels[:, ::-1],
+        3: np.rot90(pixels, 2),
+        4: pixels[::-1],
+        5: pixels.transpose(1, 0, 2),
+        6: np.rot90(pixels, -1),
+        7: np.rot90(pixels, 2).transpose(1, 0, 2),
+        8: np.rot90(pixels, 1),
+    }
+    options = {"webp": {"lossless": True}, "jpg": {"quality": 100, "subsampling": 0}}.get(kind, {})
+    for orientation, expected in upright.items():
+        image = Image.fromarray(pixels)
+        exif = image.getexif()
+        exif[0x0112] = orientation
+        image.save(tmp_path / f"photo.{kind}", exif=exif, **options)
+        shown = load_photo(tmp_path / f"photo.{kind}")
+        assert shown.shape == expected.shape
+        assert np.abs(shown.astype(int) - expected).max() <= (4 if kind == "jpg" else 0)
+
+
+@pytest.mark.parametrize(
+    "mode",
+    ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "I", "F"],
+)
+def test_every_mode_of_a_picture(pixels: np.ndarray, mode: str) -> None:
+    colours = np.full_like(pixels, 255)
+    colours[:20] = (255, 0, 0)
+    on_the_way = {"La": "LA", "RGBa": "RGBA", "PA": "P"}.get(mode, mode)
+    shown = load_photo(Image.fromarray(colours).convert(on_the_way).convert(mode)).astype(int)
+    grey = mode in ("1", "L", "LA", "La", "I", "F")
+    expected = [round(0.299 * 255)] * 3 if grey else [255, 0, 0]  # Rec. 601: red is .299 of the light
+    assert np.abs(shown[20:] - 255).max() <= (255 if mode == "1" else 2)  # one bit is dithered
+    assert np.abs(shown[:20].mean(axis=(0, 1)) - expected).max() <= (10 if mode == "1" else 2)
+
+
+def test_a_mode_that_cannot_be_shown_says_so(monkeypatch) -> None:
+    def refuse(self, mode):
+        raise ValueError("conversion from LAB to RGB not supported")  # older versions of Pillow
+
+    monkeypatch.setattr(Image.Image, "convert", refuse)
+    with pytest.raises(PhotoError, match="of the kind LAB cannot be shown as RGB"):
+        load_photo(Image.new("LAB", (40, 40)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
+def test_a_large_photo_needs_little_more_memory_than_its_pixels() -> None:
+    """Floats at once took 12 bytes per pixel and copy. In a process of its own, because a peak only grows."""
+    code = """
+import resource, numpy as np
+from difflora.photos import load_photo
+photo = np.full((3000, 4000, 1), 0.5, np.float32)  # 12 megapixels
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+shown = load_photo(photo)
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(*shown.shape, int(shown.min()), int(shown.max()), grown // 1024)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    *shape, low, high, grown = map(int, run.stdout.split())
+    assert shape == [3000, 4000, 3] and low == high == 128
+    assert grown < 80  # 36 MB of pixels, and strips of floats
 
 
 def test_transparency_is_laid_on_white(pixels: np.ndarray) -> None:
