@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -53,6 +54,20 @@ class IdentityFeatures:
             face_embedding=self.face_embedding.to(device, dtype),
             image_features=self.image_features.to(device, dtype),
         )
+
+
+class ImageFeatureEncoder(Protocol):
+    """What reads image features from crops: ours, or one that a host brings."""
+
+    width: int
+    """Feature width C."""
+
+    @property
+    def network(self) -> torch.nn.Module | None:
+        """What a host may move between devices; None if it does so already."""
+
+    def encode(self, photos: Sequence[np.ndarray]) -> Tensor:
+        """Encode N arrays (H, W, 3) uint8 RGB, each squeezed to a square -> (N, C) float32 on the CPU."""
 
 
 class ImageEncoder:
@@ -171,7 +186,7 @@ def _start(centre: float, side: int, limit: int) -> int:
 def encode_photos(
     photos: Photo | Sequence[Photo],
     face_analyzer: FaceAnalyzer,
-    image_encoder: ImageEncoder,
+    image_encoder: ImageFeatureEncoder,
     on_missing: OnMissing = "error",
 ) -> IdentityFeatures:
     """Features of one person from their photos: the largest face of each is taken.

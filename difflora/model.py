@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .checkpoint import Checkpoint, Recommended, load_checkpoint
 from .diffusion import Progress, draw_noise
 from .errors import CheckpointError, DiffLoRAError, FaceModelError
-from .features import FaceAnalyzer, IdentityFeatures, ImageEncoder, encode_photos
+from .features import FaceAnalyzer, IdentityFeatures, ImageEncoder, ImageFeatureEncoder, encode_photos
 from .layout import LoraLayout, SharedDown
 from .lora import Lora
 from .lora_metadata import describe_lora
@@ -53,7 +53,7 @@ class DiffLoRA:
         self,
         checkpoint: Checkpoint,
         face_analyzer: FaceAnalyzer | None = None,
-        image_encoder: ImageEncoder | None = None,
+        image_encoder: ImageFeatureEncoder | None = None,
     ) -> None:
         """Check that checkpoint and face models belong together."""
         width = checkpoint.networks.config.mif.image_width
@@ -74,16 +74,18 @@ class DiffLoRA:
     def load(
         cls,
         path: str | Path | None = None,
-        face_pack: str | Path | None = None,
-        image_encoder: str | Path | None = None,
+        face_pack: str | Path | FaceAnalyzer | None = None,
+        image_encoder: str | Path | ImageFeatureEncoder | None = None,
         device: torch.device | str = "cpu",
     ) -> DiffLoRA:
         """Load a checkpoint and its face models.
 
         Args:
             path: DiffLoRA checkpoint; by default the embedded synthetic world's.
-            face_pack: folder of the insightface pack that the checkpoint names; embedded ones are found.
-            image_encoder: folder of the CLIP vision tower that it names; goes with the face pack.
+            face_pack: the insightface pack that the checkpoint names: its folder, its name if it is in
+                ``~/.insightface``, or a loaded one; embedded ones are found.
+            image_encoder: the CLIP vision tower that it names: its folder, or a loaded one; the embedded one
+                is found.
             device: where the networks run.
 
         Returns:
@@ -100,13 +102,14 @@ class DiffLoRA:
             )
         checkpoint = load_checkpoint(EMBEDDED_CHECKPOINT if path is None else path, device)
         embedded_pack = EMBEDDED_FACE_PACKS / checkpoint.face_pack
-        if face_pack is None and embedded_pack.is_dir():
-            face_pack, image_encoder = embedded_pack, image_encoder or EMBEDDED_IMAGE_ENCODER
-        return cls(
-            checkpoint,
-            FaceAnalyzer(face_pack) if face_pack is not None else None,
-            ImageEncoder(image_encoder, device) if image_encoder is not None else None,
-        )
+        if embedded_pack.is_dir():
+            face_pack = embedded_pack if face_pack is None else face_pack
+            image_encoder = EMBEDDED_IMAGE_ENCODER if image_encoder is None else image_encoder
+        if isinstance(face_pack, str | Path):
+            face_pack = FaceAnalyzer(face_pack)
+        if isinstance(image_encoder, str | Path):
+            image_encoder = ImageEncoder(image_encoder, device)
+        return cls(checkpoint, face_pack, image_encoder)
 
     @property
     def layout(self) -> LoraLayout:
@@ -127,7 +130,7 @@ class DiffLoRA:
     def networks(self) -> Mapping[str, nn.Module]:
         """What a host may move between devices; the model follows."""
         networks: dict[str, nn.Module] = {"difflora": self.checkpoint.networks}
-        if self.image_encoder is not None:
+        if self.image_encoder is not None and self.image_encoder.network is not None:
             networks["image_encoder"] = self.image_encoder.network
         return networks
 
