@@ -60,12 +60,12 @@ class DiffLoRA:
         if face_analyzer is not None and face_analyzer.name != checkpoint.face_pack:
             raise FaceModelError(
                 f"the face pack is {face_analyzer.name!r}, but the checkpoint was trained with "
-                f"{checkpoint.face_pack!r}: give the folder of that pack"
+                f"{checkpoint.face_pack!r}: give that pack"
             )
         if image_encoder is not None and image_encoder.width != width:
             raise FaceModelError(
                 f"the image encoder's features are {image_encoder.width} wide, the checkpoint needs {width}: "
-                f"give the folder of {checkpoint.image_encoder!r}"
+                f"give {checkpoint.image_encoder!r}"
             )
         self.checkpoint = checkpoint
         self.face_analyzer, self.image_encoder = face_analyzer, image_encoder

@@ -6,8 +6,10 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import _host
 from .apply_lora import ApplyLora
+from .doctor import Doctor
 from .encode_photos import EncodePhotos
 from .generate_lora import GenerateLora
+from .load_face_analysis import LoadFaceAnalysis
 from .load_model import LoadModel
 from .synthetic_world import LoadSyntheticWorld, SyntheticPhotos
 
@@ -17,7 +19,10 @@ class DiffLoRAExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """All nodes of the pack."""
-        return [LoadModel, EncodePhotos, GenerateLora, ApplyLora, LoadSyntheticWorld, SyntheticPhotos]
+        return [
+            *(LoadModel, LoadFaceAnalysis, EncodePhotos, GenerateLora, ApplyLora),
+            *(LoadSyntheticWorld, SyntheticPhotos, Doctor),
+        ]
 
 
 async def comfy_entrypoint() -> ComfyExtension:

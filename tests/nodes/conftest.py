@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from host_server import ComfyUI, NoComfyUI, Server, find_comfyui
 
 PACK = Path(__file__).resolve().parents[2]
+FACE_PACK = PACK / "difflora" / "synthetic" / "weights" / "face_pack" / "models" / "synthetic"
 
 
 def prepare_base_directory(base: Path) -> None:
@@ -26,6 +27,13 @@ def prepare_base_directory(base: Path) -> None:
     shutil.copy(Path(__file__).parent / "helper_nodes.py", base / "custom_nodes")
     settings = base / "user" / "default" / "comfy.settings.json"  # else the web page opens its tutorial
     settings.write_text(json.dumps({"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}))
+    # folders of another program, which the user tells the host about
+    (base / "extra_model_paths.yaml").write_text(
+        f"elsewhere:\n  base_path: {base}/elsewhere\n  insightface: faces\n  loras: models/loras\n"
+    )
+    for folder in ("faces/models/nested_pack/nested_pack", "models/insightface/models/pack_beside"):
+        if FACE_PACK.is_dir():
+            shutil.copytree(FACE_PACK, base / "elsewhere" / folder)
     foreign = base / "models" / "difflora" / "foreign.safetensors"
     save_file({"model.weight": torch.zeros(4, 4)}, foreign)
     (base / "models" / "difflora" / "truncated.safetensors").write_bytes(foreign.read_bytes()[:-40])

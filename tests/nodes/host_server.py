@@ -132,6 +132,8 @@ class Server:
             "--database-url",
             f"sqlite:///{base}/user/x.db",
         ]
+        if (extra := base / "extra_model_paths.yaml").is_file():
+            command += ["--extra-model-paths-config", extra]
         with log.open("w") as out:
             process = subprocess.Popen(
                 command, cwd=comfyui.root, env=comfyui.environment, stdout=out, stderr=out
