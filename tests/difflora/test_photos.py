@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from difflora.errors import PhotoError
-from difflora.photos import as_photos, load_photo
+from difflora.photos import as_photos, load_photo, reduce_photo
 
 
 @pytest.fixture
@@ -157,3 +157,10 @@ def test_one_several_and_batches(pixels: np.ndarray) -> None:
         as_photos([])
     with pytest.raises(PhotoError, match=r"photo 2 of 2: .*NaN"):
         as_photos([pixels, np.full((40, 40, 3), np.nan)])
+
+
+def test_reducing_is_the_mean_of_squares(pixels: np.ndarray) -> None:
+    assert reduce_photo(pixels, 1) is pixels
+    means = pixels.reshape(10, 4, 12, 4, 3).mean(axis=(1, 3))
+    assert np.abs(reduce_photo(pixels, 4) - means).max() <= 0.51
+    assert reduce_photo(pixels, 7).shape == (6, 7, 3)  # 40 / 7 and 48 / 7, rounded up
