@@ -1,4 +1,4 @@
-"""Command line: `python -m difflora demo`, `personalize PHOTO... --out FILE` and `personalize-folder`."""
+"""Command line: `python -m difflora demo`, `personalize`, `personalize-folder` and `doctor`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     person.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="photos of the same person")
     person.add_argument("--out", type=Path, required=True, help="LoRA file to write, .safetensors")
     person.add_argument("--checkpoint", type=Path, help="of DiffLoRA (default: the synthetic world's)")
-    person.add_argument("--face-pack", type=Path, help="folder of an insightface model pack")
+    person.add_argument("--face-pack", help="insightface model pack: its folder, or a name in ~/.insightface")
     person.add_argument("--image-encoder", type=Path, help="folder of a CLIP vision model")
     person.add_argument("--steps", type=int, help="sampling steps (default: what the checkpoint recommends)")
     person.add_argument(
@@ -63,6 +63,17 @@ def build_parser() -> argparse.ArgumentParser:
     folder.add_argument("--image-encoder", type=Path, help="folder of a CLIP vision model")
     folder.add_argument("--steps", type=int, help="sampling steps (default: what the checkpoint recommends)")
     folder.add_argument("--guidance", type=float, help="1 is plain sampling, more exaggerates the likeness")
+
+    doctor = commands.add_parser("doctor", help="what works here, what does not, and how to repair it")
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON, for programs")
+    doctor.add_argument(
+        "--face-folder",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FOLDER",
+        help="another folder in which insightface model packs may be; may be given several times",
+    )
     return parser
 
 
@@ -143,6 +154,15 @@ def best_seed(args: argparse.Namespace, model: DiffLoRA, features: IdentityFeatu
     return ranking.seeds[ranking.best[0]], ranking.noise_scale
 
 
+def doctor(args: argparse.Namespace) -> int:
+    """Examine the installation; 1 if something needed is broken."""
+    from .doctor import DEFAULT_FOLDERS, examine, is_broken, to_json, to_text
+
+    findings = examine((*args.face_folder, *DEFAULT_FOLDERS))
+    print(to_json(findings) if args.json else to_text(findings))
+    return int(is_broken(findings))
+
+
 def silence(*packages: str) -> None:
     """Keep Hugging Face libraries from drawing bars and giving advice while they load half a megabyte."""
     for package in packages:
@@ -177,10 +197,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: as typed after `python -m difflora`; those of the process by default.
 
     Returns:
-        0, or 2 after an error that the user can mend, told in one line.
+        0; 1 if the doctor found a problem; 2 after an error that the user can mend, told in one line.
     """
     args = build_parser().parse_args(arguments)
     try:
+        if args.command == "doctor":
+            return doctor(args)
         commands = {"demo": demo, "personalize": personalize, "personalize-folder": personalize_folder}
         commands[args.command](args)
     except ModuleNotFoundError as error:

@@ -23,3 +23,7 @@ class LayoutError(DiffLoRAError):
 
 class FaceModelError(DiffLoRAError):
     """A face model pack or an image encoder is missing or incomplete."""
+
+
+class DiffLoRAWarning(UserWarning):
+    """Something works, but worse than it could; the text says what to do."""

@@ -5,12 +5,12 @@ Letters: N photos of one person, F faces in one photo, H, W height and width of 
 
 from __future__ import annotations
 
+import math
 import warnings
-import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from .errors import FaceModelError, NoFaceError
+from .face_models import load_face_models
+from .face_packs import DEFAULT_FOLDERS, PACK_HINT, FacePack, find_face_pack
+from .photos import reduce_photo
 
 DETECTION_SIZES = (128, 256, 640)
 """Pixels to which the detector scales a photo. 640 misses close-ups, 128 misses small faces."""
@@ -25,9 +28,11 @@ MAX_UPSCALE = 4
 """A photo is not blown up further than this for detection: beyond it there is only blur to find."""
 CLOSE_UP_PADDING = 0.5
 """Border around a photo in which no face was found, in photo sides: a face that fills the frame then fits."""
+DETECTION_PX = 2 * DETECTION_SIZES[-1]
+"""Photos with a longer side are averaged down before detection: insightface samples without averaging."""
 RECOGNITION_BATCH = 64
-PROVIDERS = ("CUDAExecutionProvider", "ROCMExecutionProvider", "CPUExecutionProvider")
-"""onnxruntime execution providers, best first; the ones not installed are skipped."""
+DETECTION_SCORE = 0.5
+"""Least confidence of a face: insightface's own default."""
 OnMissing = Literal["error", "skip"]
 
 
@@ -75,53 +80,42 @@ class FaceAnalyzer:
     """Face detection and recognition by the insightface library, never from the network.
 
     Args:
-        folder: a pack: a folder with the ONNX files of a detector and a recogniser (antelopev2, buffalo_l).
-            A folder inside a folder, as the antelopev2 archive unpacks, and an insightface root with one
-            pack work too.
-        providers: onnxruntime execution providers; None means the best of ``PROVIDERS`` that are installed.
+        pack: a folder with the ONNX files of a detector and a recogniser (antelopev2, buffalo_l), or the name
+            of a pack in one of ``folders``. A folder inside a folder, as the antelopev2 archive unpacks, and
+            an insightface root with one pack work too.
+        providers: see ``load_face_models``.
+        detection_size: pixels to which a photo's longer side is scaled for detection, a multiple of 32; None
+            tries ``DETECTION_SIZES``.
+        folders: where a name is looked for.
 
     Raises:
-        FaceModelError: the pack is missing or incomplete, or insightface is not installed.
+        FaceModelError: the pack is missing or incomplete, insightface is not installed, or a provider that
+            was asked for does not work.
     """
 
-    def __init__(self, folder: str | Path, providers: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        pack: str | Path | FacePack,
+        providers: str | Sequence[str] | None = None,
+        detection_size: int | None = None,
+        folders: Sequence[str | Path] = DEFAULT_FOLDERS,
+    ) -> None:
         """Find and load the pack."""
-        self.folder = find_face_pack(folder)
-        self.name = self.folder.name
-        try:
-            import onnxruntime
-            from insightface.app import FaceAnalysis
-            from insightface.utils import face_align
-        except ImportError as error:
+        found = pack if isinstance(pack, FacePack) else find_face_pack(pack, folders)
+        self.name, self.folder = found.name, found.folder
+        if detection_size is not None and (detection_size < 32 or detection_size % 32):
             raise FaceModelError(
-                f"the face models need two packages ({error}): pip install insightface onnxruntime"
-            ) from error
-        chosen = list(providers or [p for p in PROVIDERS if p in onnxruntime.get_available_providers()])
-        try:
-            # An absolute path as the name keeps insightface from looking (and downloading) anywhere else.
-            analysis = FaceAnalysis(
-                name=str(self.folder),
-                root=str(self.folder.parent),
-                providers=chosen,
-                allowed_modules=["detection", "recognition"],
+                f"the detection size {detection_size} should be a multiple of 32: try 640 or 320"
             )
-        except Exception as error:  # onnxruntime's own errors share no base class; insightface asserts
-            raise FaceModelError(
-                f"the face pack {self.folder} cannot be loaded ({type(error).__name__}: {error}): "
-                "it needs an intact detector and recogniser as .onnx files; download it again"
-            ) from error
-        if "recognition" not in analysis.models:
-            raise FaceModelError(f"the face pack {self.folder} has no recogniser: {_pack_hint()}")
-        self._norm_crop = face_align.norm_crop
-        self._recogniser: Any = analysis.models["recognition"]
-        self._detector: Any = analysis.models["detection"]
-        # -1 is insightface's word for the CPU
-        analysis.prepare(ctx_id=-1 if chosen == ["CPUExecutionProvider"] else 0, det_size=(128, 128))
+        self.detection_size = detection_size
+        models = load_face_models(self.folder, providers)
+        models.detector.prepare(0, input_size=(DETECTION_SIZES[0],) * 2, det_thresh=DETECTION_SCORE)
+        self._models = models
 
     @property
     def providers(self) -> tuple[str, ...]:
         """The execution providers that are really in use, best first."""
-        return tuple(self._recogniser.session.get_providers())
+        return self._models.providers
 
     def detect(self, photo: np.ndarray) -> list[Face]:
         """Find the faces of a photo, at several detection sizes; if there are none, with a border around it.
@@ -132,14 +126,21 @@ class FaceAnalyzer:
         Returns:
             The faces, largest first.
         """
-        side = max(photo.shape[:2])
-        sizes = [size for size in DETECTION_SIZES if size <= max(MAX_UPSCALE * side, DETECTION_SIZES[0])]
-        first = sizes[:1] if side <= DETECTION_SIZES[1] else [sizes[0], sizes[-1]]
-        for padding, attempt in ((0.0, first), (0.0, sizes), (CLOSE_UP_PADDING, sizes)):
-            faces = self.detect_at(photo, attempt, padding)
+        factor = math.ceil(max(photo.shape[:2]) / DETECTION_PX)
+        small = reduce_photo(photo, factor)  # (H / factor, W / factor, 3)
+        for padding, sizes in self._attempts(max(small.shape[:2])):
+            faces = [_scaled(face, factor) for face in self.detect_at(small, sizes, padding)]
             if faces:
                 return sorted(faces, key=lambda face: face.area, reverse=True)
         return []
+
+    def _attempts(self, side: int) -> list[tuple[float, Sequence[int]]]:
+        """What is tried in turn until a face is found: (padding, detection sizes)."""
+        if self.detection_size is not None:
+            return [(0.0, [self.detection_size]), (CLOSE_UP_PADDING, [self.detection_size])]
+        sizes = [size for size in DETECTION_SIZES if size <= max(MAX_UPSCALE * side, DETECTION_SIZES[0])]
+        first = sizes[:1] if side <= DETECTION_SIZES[1] else [sizes[0], sizes[-1]]
+        return [(0.0, first), (0.0, sizes), (CLOSE_UP_PADDING, sizes)]
 
     def detect_at(self, photo: np.ndarray, sizes: Sequence[int], padding: float = 0.0) -> list[Face]:
         """Find faces at given detection sizes, duplicates removed.
@@ -156,11 +157,11 @@ class FaceAnalyzer:
         bgr = np.ascontiguousarray(photo[:, :, ::-1])  # (H, W, 3)
         if border:
             bgr = np.pad(bgr, ((border, border), (border, border), (0, 0)))  # black, as insightface pads
-        boxes, landmarks = self._detector.detect(
+        boxes, landmarks = self._models.detector.detect(
             bgr, input_size=[(size, size) for size in sizes]
         )  # (F, 5), (F, 5, 2)
         if landmarks is None:
-            raise FaceModelError(f"the detector of {self.folder} gives no landmarks: {_pack_hint()}")
+            raise FaceModelError(f"the detector of {self.folder} gives no landmarks: {PACK_HINT}")
         return [
             Face(
                 box=tuple((box[:4] - border).tolist()),
@@ -180,19 +181,30 @@ class FaceAnalyzer:
         Returns:
             (N, 512) float32 rows of unit length.
         """
-        size = self._recogniser.input_size[0]
+        recogniser = self._models.recogniser
+        size = recogniser.input_size[0]
         with warnings.catch_warnings():
             # insightface calls a function of scikit-image that has a successor: no user could change it
             warnings.filterwarnings("ignore", category=FutureWarning, module="insightface")
             crops = [
-                self._norm_crop(np.ascontiguousarray(photo[:, :, ::-1]), np.float32(points), image_size=size)
+                self._aligned(photo, np.float32(points), size)
                 for photo, points in zip(photos, landmarks, strict=True)
             ]  # N of (112, 112, 3) BGR
         # Some packs were exported for one picture at a time.
-        step = 1 if self._recogniser.input_shape[0] == 1 else RECOGNITION_BATCH
-        parts = [self._recogniser.get_feat(crops[i : i + step]) for i in range(0, len(crops), step)]
+        step = 1 if recogniser.input_shape[0] == 1 else RECOGNITION_BATCH
+        parts = [recogniser.get_feat(crops[i : i + step]) for i in range(0, len(crops), step)]
         embedding = torch.from_numpy(np.concatenate(parts)).float()  # (N, 512)
         return functional.normalize(embedding, dim=-1)
+
+    def _aligned(self, photo: np.ndarray, points: np.ndarray, size: int) -> np.ndarray:
+        """One face as the recogniser wants it, (size, size, 3) uint8 BGR; large ones are averaged down."""
+        matrix = self._models.face_align.estimate_norm(points, size)  # (2, 3), photo -> crop
+        factor = max(int(1 / max(np.hypot(*matrix[:, 0]), 1e-6)), 1)
+        factor = min(factor, max(min(photo.shape[:2]) // size, 1))  # landmarks may be nonsense
+        small = reduce_photo(photo, factor)  # (H / factor, W / factor, 3)
+        return self._models.face_align.norm_crop(
+            np.ascontiguousarray(small[:, :, ::-1]), (points + 0.5) / factor - 0.5, image_size=size
+        )
 
     def analyze(
         self, photos: Sequence[np.ndarray], on_missing: OnMissing = "error"
@@ -237,43 +249,13 @@ class FaceAnalyzer:
         )
 
 
-def find_face_pack(folder: str | Path) -> Path:
-    """The folder that holds a pack's ONNX files: this one, or the only one below it that has any.
-
-    Args:
-        folder: a pack, its parent, or an insightface root.
-
-    Returns:
-        An absolute path.
-
-    Raises:
-        FaceModelError: there is none, or more than one to choose from.
-    """
-    path = Path(folder).expanduser().resolve()
-    if path.is_file():
-        what = (
-            "a zip archive: unpack it first"
-            if zipfile.is_zipfile(path)
-            else "a file: give the folder that it is in"
-        )
-        raise FaceModelError(f"the face pack {path} is {what}")
-    if not path.is_dir():
-        raise FaceModelError(f"no face pack at {path}: {_pack_hint()}")
-    if any(path.glob("*.onnx")):
-        return path
-    packs = sorted({file.parent for pattern in ("*/*.onnx", "*/*/*.onnx") for file in path.glob(pattern)})
-    if not packs:
-        archives = ", ".join(file.name for file in sorted(path.glob("**/*.zip")))
-        hint = f"unpack {archives} there" if archives else _pack_hint()
-        raise FaceModelError(f"the face pack {path} has no .onnx files: {hint}")
-    if len(packs) > 1:
-        names = ", ".join(str(pack.relative_to(path)) for pack in packs)
-        raise FaceModelError(f"{path} holds several face packs: choose one of {names}")
-    return packs[0]
+def _scaled(face: Face, factor: int) -> Face:
+    """The same face in a photo whose sides are ``factor`` times as long."""
+    left, top, right, bottom = (_enlarged(value, factor) for value in face.box)
+    points = tuple((_enlarged(x, factor), _enlarged(y, factor)) for x, y in face.landmarks)
+    return replace(face, box=(left, top, right, bottom), landmarks=points)
 
 
-def _pack_hint() -> str:
-    return (
-        "give the folder of an insightface model pack with a detector and a recogniser, "
-        "such as antelopev2 or buffalo_l (.onnx files, unpacked)"
-    )
+def _enlarged(value: float, factor: int) -> float:
+    """A coordinate after every pixel became ``factor`` pixels: whole numbers are the centres of pixels."""
+    return (value + 0.5) * factor - 0.5

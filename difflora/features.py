@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,12 +19,14 @@ from torch.nn import functional
 from .errors import FaceModelError
 from .faces import Face, FaceAnalyzer, FaceReport, OnMissing
 from .files import load_safetensors
-from .photos import Photo, as_photos
+from .photos import Photo, as_photos, reduce_photo
 from .vision_tower import load_vision_tower
 
 CROP_MARGIN = 2.0
 """Side of the square that the image encoder sees, in sides of the face box: with hair, ears, shoulders."""
 ENCODER_BATCH = 64
+MAX_REDUCTION = 4
+"""Times that the bicubic filter shrinks a crop; larger ones are averaged down to that first."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,20 @@ class IdentityFeatures:
             face_embedding=self.face_embedding.to(device, dtype),
             image_features=self.image_features.to(device, dtype),
         )
+
+
+class ImageFeatureEncoder(Protocol):
+    """What reads image features from crops: ours, or one that a host brings."""
+
+    width: int
+    """Feature width C."""
+
+    @property
+    def network(self) -> torch.nn.Module | None:
+        """What a host may move between devices; None if it does so already."""
+
+    def encode(self, photos: Sequence[np.ndarray]) -> Tensor:
+        """Encode N arrays (H, W, 3) uint8 RGB, each squeezed to a square -> (N, C) float32 on the CPU."""
 
 
 class ImageEncoder:
@@ -116,12 +133,26 @@ class ImageEncoder:
         return torch.cat(parts)
 
     def _pixels(self, photo: np.ndarray) -> Tensor:
-        pixels = torch.from_numpy(photo.copy()).permute(2, 0, 1)[None].float() / 255.0  # (1, 3, H, W)
-        if pixels.shape[2:] != (self._size, self._size):
-            pixels = functional.interpolate(
-                pixels, (self._size, self._size), mode="bicubic", antialias=True, align_corners=False
-            ).clamp(0.0, 1.0)
-        return (pixels[0] - self._mean) / self._std  # (3, S, S)
+        return (square_pixels(photo, self._size) - self._mean) / self._std  # (3, S, S)
+
+
+def square_pixels(photo: np.ndarray, size: int) -> Tensor:
+    """A photo squeezed to the square that an image encoder was trained on.
+
+    Args:
+        photo: (H, W, 3) uint8 RGB.
+        size: S, the encoder's side in pixels.
+
+    Returns:
+        (3, S, S) float32 in 0 .. 1.
+    """
+    photo = reduce_photo(photo, min(photo.shape[:2]) // (MAX_REDUCTION * size))  # bicubic is slow
+    pixels = torch.from_numpy(photo.copy()).permute(2, 0, 1)[None].float() / 255.0  # (1, 3, H, W)
+    if pixels.shape[2:] != (size, size):
+        pixels = functional.interpolate(
+            pixels, (size, size), mode="bicubic", antialias=True, align_corners=False
+        ).clamp(0.0, 1.0)
+    return pixels[0]
 
 
 def crop_face(photo: np.ndarray, face: Face, margin: float = CROP_MARGIN) -> np.ndarray:
@@ -155,7 +186,7 @@ def _start(centre: float, side: int, limit: int) -> int:
 def encode_photos(
     photos: Photo | Sequence[Photo],
     face_analyzer: FaceAnalyzer,
-    image_encoder: ImageEncoder,
+    image_encoder: ImageFeatureEncoder,
     on_missing: OnMissing = "error",
 ) -> IdentityFeatures:
     """Features of one person from their photos: the largest face of each is taken.

@@ -16,7 +16,7 @@ from .base_sketch import BaseFit, base_fit
 from .checkpoint import Checkpoint, Recommended, load_checkpoint
 from .diffusion import Progress, draw_noise
 from .errors import CheckpointError, DiffLoRAError, FaceModelError
-from .features import FaceAnalyzer, IdentityFeatures, ImageEncoder, encode_photos
+from .features import FaceAnalyzer, IdentityFeatures, ImageEncoder, ImageFeatureEncoder, encode_photos
 from .layout import LoraLayout, SharedDown
 from .lora import Lora
 from .lora_metadata import describe_lora
@@ -55,19 +55,19 @@ class DiffLoRA:
         self,
         checkpoint: Checkpoint,
         face_analyzer: FaceAnalyzer | None = None,
-        image_encoder: ImageEncoder | None = None,
+        image_encoder: ImageFeatureEncoder | None = None,
     ) -> None:
         """Check that checkpoint and face models belong together."""
         width = checkpoint.networks.config.mif.image_width
         if face_analyzer is not None and face_analyzer.name != checkpoint.face_pack:
             raise FaceModelError(
                 f"the face pack is {face_analyzer.name!r}, but the checkpoint was trained with "
-                f"{checkpoint.face_pack!r}: give the folder of that pack"
+                f"{checkpoint.face_pack!r}: give that pack"
             )
         if image_encoder is not None and image_encoder.width != width:
             raise FaceModelError(
                 f"the image encoder's features are {image_encoder.width} wide, the checkpoint needs {width}: "
-                f"give the folder of {checkpoint.image_encoder!r}"
+                f"give {checkpoint.image_encoder!r}"
             )
         self.checkpoint = checkpoint
         self.face_analyzer, self.image_encoder = face_analyzer, image_encoder
@@ -76,8 +76,8 @@ class DiffLoRA:
     def load(
         cls,
         path: str | Path | None = None,
-        face_pack: str | Path | None = None,
-        image_encoder: str | Path | None = None,
+        face_pack: str | Path | FaceAnalyzer | None = None,
+        image_encoder: str | Path | ImageFeatureEncoder | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> DiffLoRA:
@@ -85,8 +85,10 @@ class DiffLoRA:
 
         Args:
             path: DiffLoRA checkpoint; by default the embedded synthetic world's.
-            face_pack: folder of the insightface pack that the checkpoint names; embedded ones are found.
-            image_encoder: folder of the CLIP vision tower that it names; goes with the face pack.
+            face_pack: the insightface pack that the checkpoint names: its folder, its name if it is in
+                ``~/.insightface``, or a loaded one; embedded ones are found.
+            image_encoder: the CLIP vision tower that it names: its folder, or a loaded one; the embedded one
+                is found.
             device: where the networks run.
             dtype: of DiffLoRA's own networks; bfloat16 halves their memory.
 
@@ -104,13 +106,14 @@ class DiffLoRA:
             )
         checkpoint = load_checkpoint(EMBEDDED_CHECKPOINT if path is None else path, device, dtype=dtype)
         embedded_pack = EMBEDDED_FACE_PACKS / checkpoint.face_pack
-        if face_pack is None and embedded_pack.is_dir():
-            face_pack, image_encoder = embedded_pack, image_encoder or EMBEDDED_IMAGE_ENCODER
-        return cls(
-            checkpoint,
-            FaceAnalyzer(face_pack) if face_pack is not None else None,
-            ImageEncoder(image_encoder, device) if image_encoder is not None else None,
-        )
+        if embedded_pack.is_dir():
+            face_pack = embedded_pack if face_pack is None else face_pack
+            image_encoder = EMBEDDED_IMAGE_ENCODER if image_encoder is None else image_encoder
+        if isinstance(face_pack, str | Path):
+            face_pack = FaceAnalyzer(face_pack)
+        if isinstance(image_encoder, str | Path):
+            image_encoder = ImageEncoder(image_encoder, device)
+        return cls(checkpoint, face_pack, image_encoder)
 
     @property
     def layout(self) -> LoraLayout:
@@ -148,7 +151,7 @@ class DiffLoRA:
     def networks(self) -> Mapping[str, nn.Module]:
         """What a host may move between devices; the model follows."""
         networks: dict[str, nn.Module] = {"difflora": self.checkpoint.networks}
-        if self.image_encoder is not None:
+        if self.image_encoder is not None and self.image_encoder.network is not None:
             networks["image_encoder"] = self.image_encoder.network
         return networks
 

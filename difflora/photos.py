@@ -21,6 +21,11 @@ OVERSHOOT = 0.1
 """Floats this far outside 0 .. 1 come from resampling filters and are clipped; further away is another
 range."""
 
+WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
+"""PIL's modes with transparency; colour-table pictures say it elsewhere."""
+STRIP_ROWS = 16
+"""Rows that are converted at a time: a strip of a large photo then stays in the cache."""
+
 Photo = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
 
 
@@ -101,6 +106,19 @@ def as_arrays(pictures: torch.Tensor) -> list[np.ndarray]:
     return list(to_pixels(pictures).permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
 
+def reduce_photo(photo: np.ndarray, factor: int) -> np.ndarray:
+    """A smaller photo by averaging squares of pixels.
+
+    Args:
+        photo: (H, W, 3) uint8 RGB.
+        factor: side of the squares, 1 or more.
+
+    Returns:
+        (H / factor, W / factor, 3) uint8, sides rounded up; the photo itself for 1.
+    """
+    return photo if factor <= 1 else np.asarray(Image.fromarray(photo).reduce(factor))
+
+
 def _unbatched(photo: Photo) -> list[Photo]:
     if isinstance(photo, torch.Tensor | np.ndarray) and photo.ndim == 4:
         return list(photo)
@@ -131,8 +149,15 @@ def _from_pil(image: Image.Image) -> np.ndarray:
     if image.mode == "F":
         grey = np.asarray(image, dtype=np.float32)  # (H, W), by custom in 0 .. 1 or 0 .. 255
         return _from_array(grey / 255.0 if np.nanmax(grey, initial=0.0) > 1.0 + OVERSHOOT else grey)
-    transparent = "A" in image.mode or "a" in image.mode or "transparency" in image.info
-    return _from_array(np.asarray(image.convert("RGBA" if transparent else "RGB")))
+    transparent = image.mode in WITH_ALPHA or "transparency" in image.info
+    try:
+        if image.mode == "La":  # PIL converts premultiplied grey to nothing else
+            image = image.convert("LA")
+        return _from_array(np.asarray(image.convert("RGBA" if transparent else "RGB")))
+    except ValueError as error:
+        raise PhotoError(
+            f"a photo of the kind {image.mode} cannot be shown as RGB ({error}): save it again as PNG or JPEG"
+        ) from error
 
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
@@ -150,13 +175,26 @@ def _from_array(array: np.ndarray) -> np.ndarray:
             f"a photo has the shape (height, width, 3), not {tuple(array.shape)}: "
             "move the channels last, and give a batch as (photos, height, width, 3)"
         )
-    unit = _unit_range(array)  # (H, W, 1 | 3 | 4) in 0 .. 1
+    _check_range(array)
+    if array.dtype == np.uint8 and array.shape[2] == 4 and array[:, :, 3].min(initial=255) == 255:
+        array = array[:, :, :3]  # nothing shows through
+    if array.dtype == np.uint8 and array.shape[2] == 3:
+        return np.ascontiguousarray(array)
+    pixels = np.empty((*array.shape[:2], 3), np.uint8)
+    for top in range(0, len(array), STRIP_ROWS):  # 50 megapixels of floats at once would be gigabytes
+        pixels[top : top + STRIP_ROWS] = _on_white(_unit_range(array[top : top + STRIP_ROWS]))
+    return pixels
+
+
+def _on_white(unit: np.ndarray) -> np.ndarray:
+    """(h, W, 1 | 3 | 4) in 0 .. 1 -> (h, W, 3) or (h, W, 1) in 0 .. 255, rounded; overwrites its input."""
     if unit.shape[2] == 4:
-        alpha = unit[:, :, 3:]  # (H, W, 1)
-        unit = unit[:, :, :3] * alpha + (1.0 - alpha)  # (H, W, 3) on white
-    if unit.shape[2] == 1:
-        unit = np.repeat(unit, 3, axis=2)  # (H, W, 3)
-    return (unit * 255.0).round().astype(np.uint8)
+        alpha, unit = unit[:, :, 3:], unit[:, :, :3]  # (h, W, 1), (h, W, 3)
+        unit -= 1.0  # colour * alpha + (1 - alpha) = (colour - 1) * alpha + 1
+        unit *= alpha
+        unit += 1.0
+    unit *= 255.0
+    return unit.round()
 
 
 def _unit_range(array: np.ndarray) -> np.ndarray:
@@ -165,15 +203,22 @@ def _unit_range(array: np.ndarray) -> np.ndarray:
         return array.astype(np.float32)
     if array.dtype in (np.uint8, np.uint16):
         return array.astype(np.float32) / np.float32(np.iinfo(array.dtype).max)
+    return array.astype(np.float32).clip(0.0, 1.0)
+
+
+def _check_range(array: np.ndarray) -> None:
+    """Refuse values whose meaning is unclear."""
+    if array.dtype in (np.bool_, np.uint8, np.uint16) or not array.size:
+        return
     if not np.issubdtype(array.dtype, np.floating):
         raise PhotoError(
             f"photo values of type {array.dtype} are ambiguous: use uint8 (0 .. 255) or float (0 .. 1)"
         )
-    if array.size and not np.isfinite(array).all():
+    low, high = array.min(), array.max()  # NaN anywhere gives NaN
+    if not (np.isfinite(low) and np.isfinite(high)):
         raise PhotoError("the photo has NaN or infinite values: check the node or the code that made it")
-    if array.size and (array.min() < -OVERSHOOT or array.max() > 1.0 + OVERSHOOT):
+    if low < -OVERSHOOT or high > 1.0 + OVERSHOOT:
         raise PhotoError(
-            f"float photos lie in 0 .. 1, this one in {array.min():.3g} .. {array.max():.3g}: "
+            f"float photos lie in 0 .. 1, this one in {low:.3g} .. {high:.3g}: "
             "rescale it, or give uint8 for 0 .. 255"
         )
-    return array.astype(np.float32).clip(0.0, 1.0)

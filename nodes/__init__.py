@@ -7,8 +7,10 @@ from comfy_api.latest import ComfyExtension, io
 from . import _host
 from .apply_lora import ApplyLora
 from .batch_people import BatchPeople
+from .doctor import Doctor
 from .encode_photos import EncodePhotos
 from .generate_lora import GenerateLora
+from .load_face_analysis import LoadFaceAnalysis
 from .load_model import LoadModel
 from .lora_to_hooks import LoraToHooks
 from .save_lora import SaveLora
@@ -21,16 +23,9 @@ class DiffLoRAExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """All nodes of the pack."""
         return [
-            LoadModel,
-            EncodePhotos,
-            GenerateLora,
-            ApplyLora,
-            LoraToHooks,
-            SaveLora,
-            BatchPeople,
-            LoadSyntheticWorld,
-            SyntheticPhotos,
-            SyntheticPeopleFolder,
+            *(LoadModel, LoadFaceAnalysis, EncodePhotos, GenerateLora),
+            *(ApplyLora, LoraToHooks, SaveLora, BatchPeople),
+            *(LoadSyntheticWorld, SyntheticPhotos, SyntheticPeopleFolder, Doctor),
         ]
 
 

@@ -1,4 +1,4 @@
-"""The two socket types of the pack, and its place in the menu."""
+"""The socket types of the pack, and its place in the menu."""
 
 from comfy_api.latest import io
 
@@ -6,5 +6,7 @@ CATEGORY = "DiffLoRA"
 
 DiffLoRAModel = io.Custom("DIFFLORA_MODEL")
 """A ``ManagedModel`` around ``difflora.DiffLoRA``."""
+FaceAnalysis = io.Custom("DIFFLORA_FACE_ANALYSIS")
+"""``difflora.faces.FaceAnalyzer``: a loaded insightface model pack."""
 IdentityFeatures = io.Custom("DIFFLORA_FEATURES")
 """``difflora.IdentityFeatures``: what was read from the photos of one person."""

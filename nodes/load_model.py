@@ -5,9 +5,11 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..difflora.errors import FaceModelError
+from ..difflora.faces import FaceAnalyzer
+from ..difflora.features import ImageEncoder
 from ..difflora.model import DiffLoRA
 from . import _host
-from ._types import CATEGORY, DiffLoRAModel
+from ._types import CATEGORY, DiffLoRAModel, FaceAnalysis
 
 BUILT_IN = "synthetic world (built in)"
 
@@ -31,6 +33,18 @@ class LoadModel(io.ComfyNode):
                     tooltip="Which DiffLoRA to load. The built-in one belongs to the synthetic world and "
                     "needs no files; others are .safetensors files in models/difflora.",
                 ),
+                FaceAnalysis.Input(
+                    "face_analysis",
+                    optional=True,
+                    tooltip="From Load Face Analysis, for a checkpoint that was trained with a real face "
+                    "pack. The built-in checkpoint brings its own.",
+                ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="From Load CLIP Vision: the image encoder that the checkpoint was trained with. "
+                    "Without it a folder of that name in models/clip_vision or models/difflora is used.",
+                ),
             ],
             outputs=[
                 DiffLoRAModel.Output(
@@ -40,15 +54,25 @@ class LoadModel(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, checkpoint: str) -> io.NodeOutput:
+    def execute(
+        cls,
+        checkpoint: str,
+        face_analysis: FaceAnalyzer | None = None,
+        clip_vision: object | None = None,
+    ) -> io.NodeOutput:
         """Loads on the CPU and hands the networks to ComfyUI's model management."""
         path = None if checkpoint == BUILT_IN else _host.checkpoint_path(checkpoint)
-        model = DiffLoRA.load(path)
+        encoder = None if clip_vision is None else _host.ClipVisionEncoder(clip_vision)
+        model = DiffLoRA.load(path, face_analysis, encoder)
+        if model.face_analyzer is not None and model.image_encoder is None:
+            folder = _host.image_encoder_folder(model.checkpoint.image_encoder)
+            found = None if folder is None else ImageEncoder(folder)
+            model = DiffLoRA(model.checkpoint, model.face_analyzer, found)
         if model.face_analyzer is None or model.image_encoder is None:
             raise FaceModelError(
                 f"{checkpoint} was trained with the face pack {model.checkpoint.face_pack!r} and the image "
-                f"encoder {model.checkpoint.image_encoder!r}, which do not ship with this pack: this node "
-                f"loads checkpoints that were trained with the synthetic world's; use the Python library "
-                f"(DiffLoRA.load) for others"
+                f"encoder {model.checkpoint.image_encoder!r}, which do not ship with this pack: connect Load "
+                "Face Analysis with that pack and Load CLIP Vision with that encoder (or put the encoder's "
+                "folder into models/clip_vision)"
             )
         return io.NodeOutput(_host.manage(model))

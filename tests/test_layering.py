@@ -19,6 +19,10 @@ FLOW = (
     *(
         "normalisation",
         "autoencoder",
+        "onnx_header",
+        "face_packs",
+        "providers",
+        "face_models",
         "faces",
         "vision_tower",
         "features",
@@ -35,7 +39,7 @@ FLOW = (
     *("synthetic.recognisers", "synthetic.detector"),
     *("synthetic.attributes", "synthetic.world", "synthetic.judge", "synthetic"),
     # and what a person starts
-    *("sheet", "demo", "__init__", "__main__"),
+    *("sheet", "demo", "doctor", "__init__", "__main__"),
 )
 HOST = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "server", "execution"}
 

@@ -1,17 +1,30 @@
 """Everything that touches ComfyUI's internals; no other file of the pack does."""
 
-from .files import checkpoint_names, checkpoint_path, progress, register_model_folder
+from .facts import host_facts, runs_on_cpu, show_text
+from .files import (
+    checkpoint_names,
+    checkpoint_path,
+    face_folders,
+    image_encoder_folder,
+    progress,
+    register_model_folder,
+)
 from .lora_files import input_folder, lora_folder, lora_folder_names, lora_name, new_lora_file
 from .managed import ManagedModel, manage
 from .patching import apply_lora, apply_lora_to_both, lora_hooks
 from .pipeline import load_text_encoder, load_unet, load_vae
+from .vision import ClipVisionEncoder
 
 __all__ = [
+    "ClipVisionEncoder",
     "ManagedModel",
     "apply_lora",
     "apply_lora_to_both",
     "checkpoint_names",
     "checkpoint_path",
+    "face_folders",
+    "host_facts",
+    "image_encoder_folder",
     "input_folder",
     "load_text_encoder",
     "load_unet",
@@ -24,4 +37,6 @@ __all__ = [
     "new_lora_file",
     "progress",
     "register_model_folder",
+    "runs_on_cpu",
+    "show_text",
 ]

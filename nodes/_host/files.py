@@ -10,8 +10,9 @@ import comfy.utils
 import folder_paths
 
 from ...difflora.errors import CheckpointError
+from ...difflora.face_packs import DEFAULT_FOLDERS
 
-MODEL_FOLDER = "difflora"
+MODEL_FOLDER, FACE_FOLDER = "difflora", "insightface"
 
 
 def register_model_folder() -> None:
@@ -40,6 +41,38 @@ def checkpoint_path(name: str) -> str:
             f"press R in ComfyUI to refresh the list"
         )
     return path
+
+
+def face_folders() -> list[str]:
+    """Folders in which insightface packs may be, the user's own choice first.
+
+    The key ``insightface`` of ``extra_model_paths.yaml``, ``models/insightface``, an ``insightface`` folder
+    beside any configured model folder (another ComfyUI's models, say), and insightface's own.
+    """
+    configured = folder_paths.folder_names_and_paths
+    own = configured[FACE_FOLDER][0] if FACE_FOLDER in configured else []
+    beside = [
+        os.path.join(os.path.dirname(os.path.normpath(folder)), FACE_FOLDER)
+        for kind, entry in configured.items()
+        if kind != "custom_nodes"
+        for folder in entry[0]
+    ]
+    default = os.path.join(folder_paths.models_dir, FACE_FOLDER)
+    return list(dict.fromkeys([*own, default, *filter(os.path.isdir, beside), *DEFAULT_FOLDERS]))
+
+
+def image_encoder_folder(name: str) -> str | None:
+    """Folder of a CLIP vision model (config.json and weights) below a configured folder; None without one.
+
+    Args:
+        name: as a checkpoint says it; "openai/clip-vit-large-patch14" is a folder clip-vit-large-patch14.
+    """
+    for kind in ("clip_vision", MODEL_FOLDER):
+        for folder in folder_paths.get_folder_paths(kind):
+            path = os.path.join(folder, name.rsplit("/", 1)[-1])
+            if os.path.isfile(os.path.join(path, "config.json")):
+                return path
+    return None
 
 
 def progress() -> Callable[[int, int], None]:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from difflora.errors import FaceModelError, NoFaceError
-from difflora.faces import FaceAnalyzer, FaceReport, find_face_pack
+from difflora.face_packs import find_face_pack
+from difflora.faces import FaceAnalyzer, FaceReport
 from difflora.synthetic.people import sample_people
 from difflora.synthetic.renderer import render
 from difflora.synthetic.scenes import sample_scenes, scene_for
@@ -93,8 +94,8 @@ def test_the_pack_is_found_where_people_unpack_it(tmp_path) -> None:
     nested = tmp_path / "antelopev2" / "antelopev2"
     nested.mkdir(parents=True)
     (nested / "scrfd.onnx").write_bytes(b"")
-    assert find_face_pack(nested) == nested.resolve()
-    assert find_face_pack(nested.parent) == nested.resolve()
+    assert find_face_pack(nested).folder == nested.resolve()
+    assert find_face_pack(nested.parent).folder == nested.resolve()
     assert find_face_pack(PACK).name == "synthetic"
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "x.onnx").write_bytes(b"")
@@ -114,10 +115,53 @@ def test_packs_that_do_not_work_say_why(tmp_path) -> None:
     (tmp_path / "det.onnx").write_bytes(b"damaged")
     with pytest.raises(FaceModelError, match=r"cannot be loaded.*download it again"):
         FaceAnalyzer(tmp_path)
-    pack = find_face_pack(PACK)
-    for name, message in (("detection", "has no recogniser"), ("recognition", "cannot be loaded")):
+    pack = find_face_pack(PACK).folder
+    for name, message in (("detection", "has no recogniser"), ("recognition", "has no detector")):
         folder = tmp_path / name
         folder.mkdir()
         shutil.copy(pack / f"{name}.onnx", folder)
         with pytest.raises(FaceModelError, match=message):
             FaceAnalyzer(folder)
+
+
+def test_a_detection_size_of_ones_own(analyzer: FaceAnalyzer) -> None:
+    fixed = FaceAnalyzer(PACK, "CPU", detection_size=256)
+    assert fixed.name == "synthetic"
+    (face,) = fixed.detect(portrait())
+    (auto,) = analyzer.detect(portrait())
+    assert np.abs(np.array(face.box) - auto.box).max() < 4
+    with pytest.raises(FaceModelError, match="multiple of 32"):
+        FaceAnalyzer(PACK, "CPU", detection_size=500)
+
+
+def test_a_large_photo_is_averaged_not_sampled(analyzer: FaceAnalyzer) -> None:
+    """Noise of single pixels, as every camera makes it, hardly matters; with plain sampling .955."""
+    photo = portrait(1)
+    (face,) = analyzer.detect(photo)
+    noise = np.random.default_rng(0).normal(0, 25, (64 * 32, 64 * 32, 3))
+    large = (enlarged(photo, 32) + noise).clip(0, 255).astype(np.uint8)
+    found = analyzer.detect(large)[0]
+    assert np.abs((np.array(found.box) + 0.5) / 32 - 0.5 - face.box).max() < 4
+    landmarks = (np.array([face.landmarks]) + 0.5) * 32 - 0.5
+    similarity = analyzer.embed([photo], np.array([face.landmarks])) @ analyzer.embed([large], landmarks).T
+    assert similarity.item() > 0.975
+
+
+def test_a_real_photograph_goes_through(analyzer: FaceAnalyzer) -> None:
+    """The shipped pack has only seen rendered people: what it finds in a photograph is luck."""
+    from insightface.data import get_image
+
+    photo = get_image("t1", to_rgb=True)
+    height, width = photo.shape[:2]
+    faces = analyzer.detect(photo)
+    assert faces == sorted(faces, key=lambda face: face.area, reverse=True)
+    for face in faces:
+        left, top, right, bottom = face.box
+        assert left < right and top < bottom and 0.5 <= face.score <= 1
+        assert 0 < (left + right) / 2 < width and 0 < (top + bottom) / 2 < height
+    # the six heads, by eye, and close-ups of them: every attempt, border included, comes to an end
+    for left, top in ((40, 250), (240, 80), (440, 250), (740, 290), (900, 20), (1120, 270)):
+        close_up = np.ascontiguousarray(photo[top : top + 160, left : left + 160])
+        for found in analyzer.detect(close_up):
+            embedding = analyzer.embed([close_up], np.array([found.landmarks]))
+            torch.testing.assert_close(embedding.norm(dim=1), torch.ones(1))

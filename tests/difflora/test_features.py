@@ -10,7 +10,7 @@ import torch
 
 from difflora.errors import FaceModelError, PhotoError
 from difflora.faces import Face, FaceAnalyzer
-from difflora.features import ImageEncoder, crop_face, encode_photos
+from difflora.features import ImageEncoder, crop_face, encode_photos, square_pixels
 from difflora.synthetic.people import sample_people
 from difflora.synthetic.renderer import render
 from difflora.synthetic.scenes import scene_for
@@ -117,3 +117,16 @@ def test_encode_photos_gives_both_features_and_a_report(analyzer: FaceAnalyzer, 
     assert features.to("cpu", torch.float64).image_features.dtype == torch.float64
     with pytest.raises(PhotoError, match="photo 1 of 1"):
         encode_photos([np.zeros((1, 1, 3), np.uint8)], analyzer, encoder)
+
+
+def test_a_large_crop_is_averaged_down_before_the_filter_to_nearly_the_same() -> None:
+    y, x = np.mgrid[:1024, :1024] / 1024
+    photo = np.stack([x, y, (np.sin(9 * x) * np.cos(7 * y) + 1) / 2], axis=-1)  # smooth, so both agree
+    photo = (photo * 255).round().astype(np.uint8)
+    exact = torch.nn.functional.interpolate(
+        torch.from_numpy(photo).permute(2, 0, 1)[None].float() / 255, (32, 32), mode="bicubic", antialias=True
+    )[0].clamp(0, 1)
+    torch.testing.assert_close(square_pixels(photo, 32), exact, atol=0.01, rtol=0)
+    assert torch.equal(
+        square_pixels(photo[:32, :32], 32), torch.from_numpy(photo[:32, :32]).permute(2, 0, 1) / 255
+    )

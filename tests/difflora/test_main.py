@@ -1,11 +1,14 @@
 """The command line: one clear line and exit code 2 for what the user can mend, and nothing half-written."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from difflora import Lora
+from difflora import Lora, doctor
 from difflora.__main__ import build_parser, choose_device, main
+from difflora.doctor import Finding
 from difflora.errors import DiffLoRAError
 from difflora.sheet import to_image
 from difflora.synthetic.people import sample_people
@@ -96,3 +99,19 @@ def test_every_option_has_help():
     parser = build_parser()
     for command in next(a for a in parser._actions if a.dest == "command").choices.values():
         assert all(action.help for action in command._actions)
+
+
+def test_doctor_is_content_here_and_speaks_json(capsys, tmp_path):
+    assert main(["doctor", "--json", "--face-folder", str(tmp_path)]) == 0
+    findings = json.loads(capsys.readouterr().out)
+    assert {"python", "torch", "onnxruntime", "checkpoint", "memory"} <= {
+        entry["topic"] for entry in findings
+    }
+    (packs,) = [entry for entry in findings if entry["topic"] == "face packs"]
+    assert str(tmp_path / "models") in packs["what"]
+
+
+def test_doctor_exits_with_1_when_something_needed_is_broken(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "examine", lambda folders: (Finding("problem", "x", "is gone", "get x"),))
+    assert main(["doctor"]) == 1
+    assert "get x" in capsys.readouterr().out

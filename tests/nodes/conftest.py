@@ -16,17 +16,25 @@ sys.path.insert(0, str(Path(__file__).parent))
 from host_server import EXTRA_MODEL_PATHS, ComfyUI, NoComfyUI, Server, find_comfyui
 
 PACK = Path(__file__).resolve().parents[2]
+FACE_PACK = PACK / "difflora" / "synthetic" / "weights" / "face_pack" / "models" / "synthetic"
 
 
 def prepare_base_directory(base: Path) -> None:
     """The pack, the helper nodes and two unusable checkpoints, where ComfyUI looks for them."""
     for name in ("custom_nodes", "user/default", "models/difflora", "input", "output"):
         (base / name).mkdir(parents=True)
-    (base / EXTRA_MODEL_PATHS).write_text(f"tests:\n    base_path: {base}\n    loras: more_loras\n")
     (base / "custom_nodes" / "ComfyUI-DiffLoRA").symlink_to(PACK)
     shutil.copy(Path(__file__).parent / "helper_nodes.py", base / "custom_nodes")
     settings = base / "user" / "default" / "comfy.settings.json"  # else the web page opens its tutorial
     settings.write_text(json.dumps({"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}))
+    # folders of another program, which the user tells the host about
+    (base / EXTRA_MODEL_PATHS).write_text(
+        f"elsewhere:\n  base_path: {base}/elsewhere\n  insightface: faces\n  loras: models/loras\n"
+        f"more:\n  base_path: {base}\n  loras: more_loras\n"
+    )
+    for folder in ("faces/models/nested_pack/nested_pack", "models/insightface/models/pack_beside"):
+        if FACE_PACK.is_dir():
+            shutil.copytree(FACE_PACK, base / "elsewhere" / folder)
     foreign = base / "models" / "difflora" / "foreign.safetensors"
     save_file({"model.weight": torch.zeros(4, 4)}, foreign)
     (base / "models" / "difflora" / "truncated.safetensors").write_bytes(foreign.read_bytes()[:-40])

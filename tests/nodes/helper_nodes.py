@@ -1,5 +1,11 @@
 """Nodes only for these tests: pictures and LoRAs that nobody should send, and a way to read a STRING."""
 
+import json
+import tempfile
+from pathlib import Path
+
+import comfy.clip_vision
+import comfy.utils
 import torch
 
 
@@ -59,6 +65,33 @@ class LoraOf:
         )
 
 
+class ClipVision:
+    """A folder of transformers' CLIP vision model as CLIP_VISION; core loads only the large ones."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "tests", "load", ("CLIP_VISION",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"folder": ("STRING", {}), "width": ("INT", {"default": 0})}}
+
+    def load(self, folder, width):
+        config = json.loads((Path(folder) / "config.json").read_text())
+        settings = json.loads((Path(folder) / "preprocessor_config.json").read_text())
+        weights = comfy.utils.load_torch_file(str(Path(folder) / "model.safetensors"))
+        if width:  # another encoder
+            config["projection_dim"] = width
+            weights["visual_projection.weight"] = weights["visual_projection.weight"][:width]
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "config.json"
+            normalisation = {key: settings[key] for key in ("image_mean", "image_std")}
+            path.write_text(json.dumps({**config, **normalisation}))
+            clip_vision = comfy.clip_vision.ClipVisionModel(str(path))
+        missing, _ = clip_vision.load_sd(weights)
+        if missing:
+            raise ValueError(f"weights without a place: {missing}")
+        return (clip_vision,)
+
+
 class ShowText:
     """Sends a STRING back to the client."""
 
@@ -72,4 +105,9 @@ class ShowText:
         return {"ui": {"text": [text]}}
 
 
-NODE_CLASS_MAPPINGS = {"TestPicture": Picture, "TestLora": LoraOf, "TestShowText": ShowText}
+NODE_CLASS_MAPPINGS = {
+    "TestPicture": Picture,
+    "TestLora": LoraOf,
+    "TestShowText": ShowText,
+    "TestClipVision": ClipVision,
+}

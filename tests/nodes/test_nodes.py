@@ -23,6 +23,8 @@ PACK = Path(__file__).resolve().parents[2]
 WEIGHTS = PACK / "difflora" / "synthetic" / "weights"
 NODE_IDS = {
     "DiffLoRALoadModel",
+    "DiffLoRALoadFaceAnalysis",
+    "DiffLoRADoctor",
     "DiffLoRAEncodePhotos",
     "DiffLoRAGenerate",
     "DiffLoRAApply",
