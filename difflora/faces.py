@@ -5,6 +5,8 @@ Letters: N photos of one person, F faces in one photo, H, W height and width of 
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -118,6 +120,12 @@ class FaceAnalyzer:
         # -1 is insightface's word for the CPU
         analysis.prepare(ctx_id=-1 if chosen == ["CPUExecutionProvider"] else 0, det_size=(128, 128))
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits over the recogniser's file: whose embeddings can be compared."""
+        content = Path(self._recogniser.model_file).read_bytes()
+        return hashlib.sha256(content).hexdigest()[:16]
+
     @property
     def providers(self) -> tuple[str, ...]:
         """The execution providers that are really in use, best first."""
@@ -170,6 +178,22 @@ class FaceAnalyzer:
             for box, points in zip(boxes, landmarks, strict=True)
         ]
 
+    def align(self, photo: np.ndarray, landmarks: np.ndarray | Sequence, size: int) -> np.ndarray:
+        """A face turned and scaled so that its landmarks lie where the recogniser expects them.
+
+        Args:
+            photo: (H, W, 3) uint8 RGB.
+            landmarks: (5, 2) in pixels, as in ``Face``.
+            size: side of the crop in pixels, a multiple of 112.
+
+        Returns:
+            (size, size, 3) uint8 RGB.
+        """
+        with warnings.catch_warnings():
+            # insightface calls a function of scikit-image that has a successor: no user could change it
+            warnings.filterwarnings("ignore", category=FutureWarning, module="insightface")
+            return self._norm_crop(np.ascontiguousarray(photo), np.float32(landmarks), image_size=size)
+
     def embed(self, photos: Sequence[np.ndarray], landmarks: np.ndarray) -> Tensor:
         """Embed one face of each photo, all in batches.
 
@@ -181,13 +205,10 @@ class FaceAnalyzer:
             (N, 512) float32 rows of unit length.
         """
         size = self._recogniser.input_size[0]
-        with warnings.catch_warnings():
-            # insightface calls a function of scikit-image that has a successor: no user could change it
-            warnings.filterwarnings("ignore", category=FutureWarning, module="insightface")
-            crops = [
-                self._norm_crop(np.ascontiguousarray(photo[:, :, ::-1]), np.float32(points), image_size=size)
-                for photo, points in zip(photos, landmarks, strict=True)
-            ]  # N of (112, 112, 3) BGR
+        crops = [
+            np.ascontiguousarray(self.align(photo, points, size)[:, :, ::-1])
+            for photo, points in zip(photos, landmarks, strict=True)
+        ]  # N of (112, 112, 3) BGR
         # Some packs were exported for one picture at a time.
         step = 1 if self._recogniser.input_shape[0] == 1 else RECOGNITION_BATCH
         parts = [self._recogniser.get_feat(crops[i : i + step]) for i in range(0, len(crops), step)]

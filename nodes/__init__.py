@@ -6,9 +6,14 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import _host
 from .apply_lora import ApplyLora
+from .blend_identities import BlendIdentities
 from .encode_photos import EncodePhotos
 from .generate_lora import GenerateLora
+from .load_identity import LoadIdentity
 from .load_model import LoadModel
+from .personalise import Personalise
+from .save_identity import SaveIdentity
+from .similarity import Similarity
 from .synthetic_world import LoadSyntheticWorld, SyntheticPhotos
 
 
@@ -17,7 +22,19 @@ class DiffLoRAExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """All nodes of the pack."""
-        return [LoadModel, EncodePhotos, GenerateLora, ApplyLora, LoadSyntheticWorld, SyntheticPhotos]
+        return [
+            LoadModel,
+            EncodePhotos,
+            GenerateLora,
+            ApplyLora,
+            Personalise,
+            SaveIdentity,
+            LoadIdentity,
+            BlendIdentities,
+            Similarity,
+            LoadSyntheticWorld,
+            SyntheticPhotos,
+        ]
 
 
 async def comfy_entrypoint() -> ComfyExtension:

@@ -1,4 +1,4 @@
-"""The two socket types of the pack, and its place in the menu."""
+"""The socket types of the pack, and its place in the menu."""
 
 from comfy_api.latest import io
 
@@ -8,3 +8,5 @@ DiffLoRAModel = io.Custom("DIFFLORA_MODEL")
 """A ``ManagedModel`` around ``difflora.DiffLoRA``."""
 IdentityFeatures = io.Custom("DIFFLORA_FEATURES")
 """``difflora.IdentityFeatures``: what was read from the photos of one person."""
+LoraLatent = io.Custom("DIFFLORA_LATENT")
+"""``difflora.latents.LoraLatent``: the sampled latent of one LoRA, with the features of whom it is."""

@@ -19,21 +19,25 @@ FLOW = (
         "normalisation",
         "autoencoder",
         "faces",
+        "face_quality",
         "vision_tower",
         "features",
+        "latents",
         "mixing",
         "transformer",
         "diffusion",
+        "references",
+        "likeness",
         "hypernetwork",
     ),
-    *("checkpoint", "model", "candidates", "controls"),
+    *("checkpoint", "model", "identity", "candidates", "controls"),
     # the embedded world, a user of the library like any other
     *("synthetic.people", "synthetic.scenes", "synthetic.captions", "synthetic.shapes"),
     *("synthetic.figure", "synthetic.face_layers", "synthetic.outfit_layers", "synthetic.renderer"),
     *("synthetic.recognisers", "synthetic.detector"),
     *("synthetic.attributes", "synthetic.world", "synthetic.judge", "synthetic"),
     # and what a person starts
-    *("sheet", "demo", "__init__", "__main__"),
+    *("sheet", "reference_sheet", "ranking_sheet", "demo", "__init__", "__main__"),
 )
 HOST = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "server", "execution"}
 
