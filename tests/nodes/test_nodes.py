@@ -28,6 +28,11 @@ NODE_IDS = {
     "DiffLoRAApply",
     "DiffLoRALoadSyntheticWorld",
     "DiffLoRASyntheticPhotos",
+    "DiffLoRAPersonalise",
+    "DiffLoRASaveIdentity",
+    "DiffLoRALoadIdentity",
+    "DiffLoRABlend",
+    "DiffLoRASimilarity",
 }
 
 pytestmark = pytest.mark.host
