@@ -29,9 +29,9 @@ PROMPT = "a photo of a person"
 NUM_PICTURES = 4
 PICTURE_STEPS = 8
 
-Draw = Callable[[Tensor], Tensor]
+Draw = Callable[[Tensor, Progress], Tensor]
 """Candidates of one person, flat weights (n, P) -> pictures (n, K, 3, H, W) in [-1, 1], the same K noises and
-prompt for each candidate."""
+prompt for each candidate; calls progress(candidates drawn, n)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ def batched_draw(model: DiffLoRA, base: BaseModel, seed: int = 0, prompt: str = 
     noise = draw_noise((NUM_PICTURES, *base.latent_shape), generator, base.device)  # (K, C, h, w)
 
     @torch.no_grad()
-    def draw(flat_weights: Tensor) -> Tensor:
+    def draw(flat_weights: Tensor, progress: Progress) -> Tensor:
         count = len(flat_weights)
         repeated = noise.repeat(count, 1, 1, 1)  # (n*K, C, h, w)
         prompts = base.encode_prompts([prompt]).expand(len(repeated), -1, -1)  # (n*K, L, W)
@@ -89,9 +89,29 @@ def batched_draw(model: DiffLoRA, base: BaseModel, seed: int = 0, prompt: str = 
             base.denoiser, model.layout, weights, model.shared_down, model.recommended.strength
         ):
             pictures = base.decode(base.sample(prompts, repeated, PICTURE_STEPS))  # (n*K, 3, H, W)
+        progress(count, count)
         return pictures.unflatten(0, (count, NUM_PICTURES))  # (n, K, 3, H, W)
 
     return draw
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """One progress bar for several stages of n candidates each."""
+
+    progress: Progress | None
+    num_candidates: int
+    stages: int
+
+    def __call__(self, stage: int) -> Progress:
+        """What a stage, from 0, reports to: in any unit of its own."""
+
+        def report(done: int, total: int) -> None:
+            if self.progress is not None:
+                within = done * self.num_candidates // total
+                self.progress(stage * self.num_candidates + within, self.stages * self.num_candidates)
+
+        return report
 
 
 @torch.no_grad()
@@ -117,7 +137,8 @@ def rank_candidates(
         num_steps: of the LoRA's sampler, as in `DiffLoRA.generate`.
         guidance_scale: likewise.
         noise_scale: likewise; at 0 all candidates would be the same.
-        progress: called with (candidates ranked, B * n) after each person.
+        progress: called with (parts done, parts) while candidates are sampled, drawn and compared; raise from
+            it to stop.
 
     Returns:
         The candidates, on the CPU, in the order of their seeds.
@@ -134,20 +155,22 @@ def rank_candidates(
     if model.face_analyzer is None:
         raise FaceModelError("ranking compares faces: load the model with face_pack= and image_encoder=")
     seeds = tuple((seed + index) % 2**64 for index in range(num_candidates))  # torch takes 64 bits
-    flat = torch.stack(
-        [model.generate_weights(people, number, num_steps, guidance_scale, noise_scale) for number in seeds],
-        dim=1,
-    )  # (B, n, P)
+    part = _Parts(progress, num_candidates, 1 + 2 * len(people))
+    sampled = []
+    for index, number in enumerate(seeds):
+        sampled.append(model.generate_weights(people, number, num_steps, guidance_scale, noise_scale))
+        part(0)(index + 1, num_candidates)
+    flat = torch.stack(sampled, dim=1)  # (B, n, P)
     similarity = torch.zeros(len(people), num_candidates)
     pictures = []
     for index, features in enumerate(people):
-        drawn = draw(flat[index])  # (n, K, 3, H, W)
-        embedding = embed_pictures(model.face_analyzer, drawn.flatten(0, 1))  # (n*K, 512)
+        drawn = draw(flat[index], part(1 + 2 * index))  # (n, K, 3, H, W)
+        arrays = as_arrays(drawn.flatten(0, 1))  # n*K of (H, W, 3)
+        compared = part(2 + 2 * index) if progress is not None else None
+        embedding, _ = face_embeddings(model.face_analyzer, arrays, compared)  # (n*K, 512)
         cosine = embedding @ features.mean_face.cpu()  # (n*K,)
         similarity[index] = cosine.view(num_candidates, -1).mean(dim=1)
         pictures.append(to_pixels(drawn).cpu())
-        if progress is not None:
-            progress((index + 1) * num_candidates, len(people) * num_candidates)
     return Ranking(seeds, noise_scale, flat.cpu(), similarity, torch.stack(pictures))
 
 

@@ -41,8 +41,8 @@ class FaceQuality:
     def __str__(self) -> str:
         """The four measures, for a report."""
         return (
-            f"face {self.size:.0f} px, sharpness {self.sharpness:.2f}, frontality {self.frontality:.2f}, "
-            f"detector {self.score:.2f}"
+            f"face {self.size:.0f} px, detector {self.score:.2f}, sharpness {self.sharpness:.2f}, "
+            f"frontality {self.frontality:.2f}"
         )
 
 

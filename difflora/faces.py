@@ -192,7 +192,9 @@ class FaceAnalyzer:
         with warnings.catch_warnings():
             # insightface calls a function of scikit-image that has a successor: no user could change it
             warnings.filterwarnings("ignore", category=FutureWarning, module="insightface")
-            return self._norm_crop(np.ascontiguousarray(photo), np.float32(landmarks), image_size=size)
+            return self._norm_crop(
+                np.ascontiguousarray(photo), np.asarray(landmarks, np.float32), image_size=size
+            )
 
     def embed(self, photos: Sequence[np.ndarray], landmarks: np.ndarray) -> Tensor:
         """Embed one face of each photo, all in batches.

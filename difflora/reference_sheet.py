@@ -35,33 +35,35 @@ def draw_references(references: References) -> Image.Image:
         RGB image.
     """
     captions = [_caption(references, photo) for photo in range(len(references.photos))]
+    tiles = [_tile(references, photo) for photo in range(len(references.photos))]
+    tile_height = max(tile.height for tile in tiles)
     columns = min(MAX_COLUMNS, math.ceil(math.sqrt(len(captions))))
     rows = math.ceil(len(captions) / columns)
-    text_height = LABEL_PX + 8 + max(len(lines) for _, lines in captions) * TEXT_LINE
-    step_x, step_y = TILE + 2 * GAP, TILE + text_height + 2 * GAP
+    text_height = LABEL_PX + 8 + max(len(lines) for _, lines in captions) * TEXT_LINE + GAP
+    step_x, step_y = TILE + 2 * GAP, tile_height + text_height + 2 * GAP
     sheet = Image.new("RGB", (2 * MARGIN + columns * step_x, 2 * MARGIN + rows * step_y), PAPER)
     draw = ImageDraw.Draw(sheet)
     for photo, (title, lines) in enumerate(captions):
         x, y = MARGIN + photo % columns * step_x, MARGIN + photo // columns * step_y
         report = references.features.faces[photo]
-        tile = _tile(references, photo)
-        sheet.paste(tile, (x + (TILE - tile.width) // 2, y + TILE - tile.height))
-        draw.text((x, y + TILE + 5), title, TAKEN if report.used else REJECTED, font(LABEL_PX))
-        for number, line in enumerate(lines):
-            place = (x, y + TILE + LABEL_PX + 11 + number * TEXT_LINE)
-            draw.text(place, line, INK if number == 0 else FAINT, font(TEXT_PX))
+        tile = tiles[photo]
+        sheet.paste(tile, (x + (TILE - tile.width) // 2, y + tile_height - tile.height))
+        draw.text((x, y + tile_height + 5), title, TAKEN if report.used else REJECTED, font(LABEL_PX))
+        for number, (line, ink) in enumerate(lines):
+            place = (x, y + tile_height + LABEL_PX + 11 + number * TEXT_LINE)
+            draw.text(place, line, ink, font(TEXT_PX))
     return sheet
 
 
-def _caption(references: References, photo: int) -> tuple[str, list[str]]:
-    """Title and lines below a photo."""
+def _caption(references: References, photo: int) -> tuple[str, list[tuple[str, tuple[int, int, int]]]]:
+    """Title of a photo, and the lines below with their colours."""
     report, quality = references.features.faces[photo], references.qualities[photo]
     weight = references.weight_of(photo)
     counts = f", weight {weight:.2f}" if report.used and references.features.weights is not None else ""
     title = f"photo {photo + 1}: {'used' if report.used else 'not used'}{counts}"
-    lines = textwrap.wrap(report.reason, CHARACTERS)
+    lines = [(line, INK) for line in textwrap.wrap(report.reason, CHARACTERS)]
     if quality is not None:
-        lines += textwrap.wrap(str(quality), CHARACTERS)
+        lines += [(line, FAINT) for line in textwrap.wrap(str(quality), CHARACTERS)]
     return title, lines
 
 

@@ -178,12 +178,17 @@ class GenerateLora(io.ComfyNode):
         noise_scale = None if variation < 0 else variation
         sheet, ranks = draw_note(NO_RANKING), ""
         if candidates > 1:
-            draw = _host.draw_candidates(
-                own, *preview_models(preview), preview_sampling(seed, preview), _host.progress()
-            )
+            draw = _host.draw_candidates(own, *preview_models(preview), preview_sampling(seed, preview))
             noise_scale = 1.0 if noise_scale is None else noise_scale
             ranking = rank_candidates(
-                own, draw, [features], candidates, seed, **settings, noise_scale=noise_scale
+                own,
+                draw,
+                [features],
+                candidates,
+                seed,
+                **settings,
+                noise_scale=noise_scale,
+                progress=_host.progress(),
             )
             seed = ranking.seeds[ranking.best[0]]
             sheet, ranks = draw_ranking(ranking), f"\n\n{describe_ranking(ranking)}"

@@ -5,7 +5,6 @@ Letters: n candidates, K pictures of each, P parameters of one LoRA, H, W pictur
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import comfy.model_base
@@ -16,6 +15,8 @@ import comfy.sd
 import torch
 from torch import Tensor
 
+from ...difflora.candidates import Draw
+from ...difflora.diffusion import Progress
 from ...difflora.lora import Lora
 from ...difflora.model import DiffLoRA
 from .patching import apply_lora
@@ -51,8 +52,7 @@ def draw_candidates(
     clip: comfy.sd.CLIP,
     vae: comfy.sd.VAE,
     sampling: Sampling,
-    progress: Callable[[int, int], None],
-) -> Callable[[Tensor], Tensor]:
+) -> Draw:
     """A function that draws with each candidate in turn, for ``difflora.candidates.rank_candidates``.
 
     Args:
@@ -61,14 +61,12 @@ def draw_candidates(
         clip: its text encoder.
         vae: its picture autoencoder.
         sampling: how.
-        progress: called with (candidates drawn, n).
 
     Returns:
-        Flat weights (n, P) -> pictures (n, K, 3, H, W) in [-1, 1]. It raises LayoutError if a LoRA does not
-        fit MODEL.
+        A function that raises LayoutError if a LoRA does not fit MODEL.
     """
 
-    def draw(flat_weights: Tensor) -> Tensor:
+    def draw(flat_weights: Tensor, progress: Progress) -> Tensor:
         positive, negative = (
             clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (sampling.prompt, "")
         )
@@ -76,7 +74,6 @@ def draw_candidates(
         noise = comfy.sample.prepare_noise(empty, sampling.seed)  # (K, Cl, h, w)
         drawn = []
         for index, weights in enumerate(flat_weights):
-            progress(index, len(flat_weights))
             lora = Lora.from_flat(difflora.layout, weights.cpu(), _on_cpu(difflora))
             patched = apply_lora(model, lora.state_dict(), difflora.recommended.strength)
             latents = comfy.sample.sample(
@@ -96,7 +93,7 @@ def draw_candidates(
             drawn.append(
                 vae.decode(latents)[..., :3].movedim(-1, 1).float().cpu() * 2.0 - 1.0
             )  # (K, 3, H, W)
-        progress(len(flat_weights), len(flat_weights))
+            progress(index + 1, len(flat_weights))
         return torch.stack(drawn)  # (n, K, 3, H, W)
 
     return draw

@@ -69,8 +69,10 @@ def person(*colour: float) -> IdentityFeatures:
     return IdentityFeatures(torch.nn.functional.pad(torch.tensor([colour]), (0, 509)), torch.zeros(1, 4))
 
 
-def draw_colours(flat: torch.Tensor) -> torch.Tensor:
+def draw_colours(flat: torch.Tensor, progress) -> torch.Tensor:
     """Two pictures of each candidate in its colour, as a host would draw them."""
+    for index in range(len(flat)):
+        progress(index + 1, len(flat))
     return (flat * 2 - 1)[:, None, :, None, None].expand(-1, 2, -1, 8, 8)
 
 
@@ -84,7 +86,8 @@ def test_the_best_candidate_is_the_one_that_looks_like_the_photos() -> None:
         ranking.similarity, torch.tensor([[0.0, 1, 0, 0], [0.0, 0.6, 0.8, 0]]), atol=1e-4, rtol=0
     )
     torch.testing.assert_close(ranking.best_weights, Model.colours[[1, 2]])
-    assert done == [(4, 8), (8, 8)]
+    assert done == sorted(done) and done[-1] == (20, 20)  # 4 sampled, then 4 drawn and 4 compared of each
+    assert [step for step, _ in done[:5]] == [1, 2, 3, 4, 8]
     assert ranking.pictures.shape == (2, 4, NUM_PICTURES, 3, 8, 8) and ranking.pictures.dtype == torch.uint8
     later = rank_candidates(Model(), draw, people, 2, seed=2)
     assert later.seeds == (2, 3) and later.best.tolist() == [0, 0]
@@ -92,7 +95,9 @@ def test_the_best_candidate_is_the_one_that_looks_like_the_photos() -> None:
 
 def test_anything_can_draw() -> None:
     people = [person(0.0, 1.0, 0.0), person(0.0, 0.6, 0.8)]
-    ranking = rank_candidates(Model(), draw_colours, people, 4)
+    done: list[int] = []
+    ranking = rank_candidates(Model(), draw_colours, people, 4, progress=lambda n, _: done.append(n))
+    assert done[:8] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert ranking.best.tolist() == [1, 2] and ranking.pictures.shape[2] == 2
     assert rank_candidates(Model(), draw_colours, people, 3, seed=2**64 - 1).seeds == (2**64 - 1, 0, 1)
 

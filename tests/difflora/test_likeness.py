@@ -27,7 +27,7 @@ class Analyzer:
 
 def pictures(*colours: tuple[float, float, float]) -> torch.Tensor:
     """IMAGE (n, 40, 40, 3)."""
-    return torch.tensor(colours)[:, None, None].expand(-1, 40, 40, -1)
+    return torch.tensor(colours, dtype=torch.float32)[:, None, None].expand(-1, 40, 40, -1)
 
 
 RED = IdentityFeatures(torch.eye(512)[:1], torch.zeros(1, 4))

@@ -1,11 +1,13 @@
 """Drags a workflow into ComfyUI's web page, presses Run, waits for the pictures and takes a screenshot.
 
-As a program, it makes the picture of the README: ``python tests/nodes/browser.py docs/images/comfyui.png``.
+As a program, it makes the picture of the README: ``python tests/nodes/browser.py docs/images/comfyui.png``;
+a second argument names another workflow than ``workflows/synthetic.json``.
 Needs ``pip install playwright`` and a Chromium ($CHROMIUM, else the one on the path).
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -23,6 +25,7 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+SHOW_PICTURES = ("PreviewImage", "SaveImage")
 DROP = """([name, text]) => {
     const data = new DataTransfer();
     data.items.add(new File([text], name, {type: 'application/json'}));
@@ -43,18 +46,18 @@ def find_chromium() -> str | None:
     return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
-def run_in_browser(
-    url: str, screenshot: Path, workflow: Path = WORKFLOW, picture_nodes: int = 3
-) -> list[str]:
+def run_in_browser(url: str, screenshot: Path, workflow: Path = WORKFLOW) -> list[str]:
     """Does what a newcomer does, and returns the error texts that the page showed.
 
     Args:
         url: of a running ComfyUI.
         screenshot: where to write the PNG.
         workflow: the file to drag in.
-        picture_nodes: how many nodes of the workflow show pictures in the end.
     """
     from playwright.sync_api import sync_playwright
+
+    text = workflow.read_text(encoding="utf-8")
+    picture_nodes = sum(node["type"] in SHOW_PICTURES for node in json.loads(text)["nodes"])
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=list(FLAGS))
@@ -64,8 +67,8 @@ def run_in_browser(
             "() => !!(window.LiteGraph && LiteGraph.registered_node_types['DiffLoRAApply'])", timeout=60_000
         )
         page.wait_for_function("() => !!(window.app && window.app.graph)")
-        page.evaluate(DROP, [workflow.name, workflow.read_text(encoding="utf-8")])
-        page.wait_for_function("() => window.app.graph._nodes.some(node => node.type === 'DiffLoRAApply')")
+        page.evaluate(DROP, [workflow.name, text])
+        page.wait_for_function("() => window.app.graph._nodes.some(node => node.type.startsWith('DiffLoRA'))")
         page.wait_for_timeout(500)
         page.evaluate("() => window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
         page.wait_for_timeout(500)
@@ -80,7 +83,7 @@ def run_in_browser(
     return errors
 
 
-def main(screenshot: str) -> None:
+def main(screenshot: str, workflow: str = str(WORKFLOW)) -> None:
     """Starts a ComfyUI of its own for one screenshot."""
     from conftest import prepare_base_directory
     from host_server import Server, find_comfyui
@@ -90,7 +93,7 @@ def main(screenshot: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         prepare_base_directory(Path(folder))
         with Server.start(find_comfyui(), Path(folder)) as server:
-            errors = run_in_browser(server.url, Path(screenshot))
+            errors = run_in_browser(server.url, Path(screenshot), Path(workflow))
     if errors:
         raise SystemExit("the page showed: " + " | ".join(errors))
 

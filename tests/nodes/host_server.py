@@ -227,7 +227,8 @@ def api_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[st
         for name, (kind, *options) in {**info.get("required", {}), **info.get("optional", {})}.items():
             is_widget = isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
             if is_widget and not (options and options[0].get("forceInput")):
-                inputs[name] = next(values)
+                # a workflow that was saved before a widget existed has no value for it
+                inputs[name] = next(values, options[0].get("default") if options else None)
                 if (options and options[0].get("control_after_generate")) or name in ("seed", "noise_seed"):
                     next(values)  # the "randomize / fixed" widget beside the number
             if name in linked:
