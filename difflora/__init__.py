@@ -20,12 +20,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .errors import CheckpointError, DiffLoRAError, FaceModelError, LayoutError, NoFaceError, PhotoError
     from .features import IdentityFeatures
+    from .identity import Identity, load_identity, save_identity
+    from .latents import blend_latents
     from .layout import LoraLayout
     from .lora import Lora
     from .lora_edit import merge_loras, resize_lora, scale_blocks
     from .lora_metadata import describe_lora
     from .model import DiffLoRA
     from .patch import apply_lora
+    from .references import PhotoChoice
 
 __version__ = "0.1.0"
 
@@ -34,16 +37,21 @@ __all__ = [
     "DiffLoRA",
     "DiffLoRAError",
     "FaceModelError",
+    "Identity",
     "IdentityFeatures",
     "LayoutError",
     "Lora",
     "LoraLayout",
     "NoFaceError",
+    "PhotoChoice",
     "PhotoError",
     "apply_lora",
+    "blend_latents",
     "describe_lora",
+    "load_identity",
     "merge_loras",
     "resize_lora",
+    "save_identity",
     "scale_blocks",
 ]
 
@@ -54,13 +62,18 @@ def _module_of(name: str) -> str:
         return ".errors"
     return {
         "DiffLoRA": ".model",
+        "Identity": ".identity",
         "IdentityFeatures": ".features",
         "Lora": ".lora",
         "LoraLayout": ".layout",
+        "PhotoChoice": ".references",
         "apply_lora": ".patch",
+        "blend_latents": ".latents",
         "describe_lora": ".lora_metadata",
+        "load_identity": ".identity",
         "merge_loras": ".lora_edit",
         "resize_lora": ".lora_edit",
+        "save_identity": ".identity",
         "scale_blocks": ".lora_edit",
     }[name]
 

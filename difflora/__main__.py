@@ -144,11 +144,12 @@ def best_seed(args: argparse.Namespace, model: DiffLoRA, features: IdentityFeatu
     """Seed and noise scale of the candidate that looks most like the photos; shows the ranking."""
     silence("transformers", "diffusers")
     from .base_model import BaseModel
-    from .candidates import rank_candidates
+    from .candidates import batched_draw, rank_candidates
     from .synthetic.world import BASE_MODEL
 
     base = BaseModel.load(args.base or BASE_MODEL, device=choose_device(args.device))
-    ranking = rank_candidates(model, base, [features], args.candidates, args.seed, args.steps, args.guidance)
+    draw = batched_draw(model, base, args.seed)
+    ranking = rank_candidates(model, draw, [features], args.candidates, args.seed, args.steps, args.guidance)
     for place in ranking.similarity[0].argsort(descending=True).tolist():
         print(f"seed {ranking.seeds[place]}: likeness {ranking.similarity[0, place]:.3f}")
     return ranking.seeds[ranking.best[0]], ranking.noise_scale

@@ -5,6 +5,8 @@ Letters: N photos of one person, F faces in one photo, H, W height and width of 
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
 import warnings
 from collections.abc import Sequence
@@ -112,6 +114,12 @@ class FaceAnalyzer:
         models.detector.prepare(0, input_size=(DETECTION_SIZES[0],) * 2, det_thresh=DETECTION_SCORE)
         self._models = models
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits over the recogniser's file: whose embeddings can be compared."""
+        content = Path(self._models.recogniser.model_file).read_bytes()
+        return hashlib.sha256(content).hexdigest()[:16]
+
     @property
     def providers(self) -> tuple[str, ...]:
         """The execution providers that are really in use, best first."""
@@ -171,6 +179,27 @@ class FaceAnalyzer:
             for box, points in zip(boxes, landmarks, strict=True)
         ]
 
+    def align(self, photo: np.ndarray, landmarks: np.ndarray | Sequence, size: int) -> np.ndarray:
+        """A face turned and scaled so that its landmarks lie where the recogniser expects them.
+
+        Args:
+            photo: (H, W, 3) uint8 RGB.
+            landmarks: (5, 2) in pixels, as in ``Face``.
+            size: side of the crop in pixels, a multiple of 112.
+
+        Returns:
+            (size, size, 3) uint8 RGB; large faces are averaged down first.
+        """
+        points, align = np.asarray(landmarks, np.float32), self._models.face_align
+        with warnings.catch_warnings():
+            # insightface calls a function of scikit-image that has a successor: no user could change it
+            warnings.filterwarnings("ignore", category=FutureWarning, module="insightface")
+            matrix = align.estimate_norm(points, size)  # (2, 3), photo -> crop
+            factor = max(int(1 / max(np.hypot(*matrix[:, 0]), 1e-6)), 1)
+            factor = min(factor, max(min(photo.shape[:2]) // size, 1))  # landmarks may be nonsense
+            small = np.ascontiguousarray(reduce_photo(photo, factor))  # (H / factor, W / factor, 3)
+            return align.norm_crop(small, (points + 0.5) / factor - 0.5, image_size=size)
+
     def embed(self, photos: Sequence[np.ndarray], landmarks: np.ndarray) -> Tensor:
         """Embed one face of each photo, all in batches.
 
@@ -182,29 +211,15 @@ class FaceAnalyzer:
             (N, 512) float32 rows of unit length.
         """
         recogniser = self._models.recogniser
-        size = recogniser.input_size[0]
-        with warnings.catch_warnings():
-            # insightface calls a function of scikit-image that has a successor: no user could change it
-            warnings.filterwarnings("ignore", category=FutureWarning, module="insightface")
-            crops = [
-                self._aligned(photo, np.float32(points), size)
-                for photo, points in zip(photos, landmarks, strict=True)
-            ]  # N of (112, 112, 3) BGR
+        crops = [
+            np.ascontiguousarray(self.align(photo, points, recogniser.input_size[0])[:, :, ::-1])
+            for photo, points in zip(photos, landmarks, strict=True)
+        ]  # N of (112, 112, 3) BGR
         # Some packs were exported for one picture at a time.
         step = 1 if recogniser.input_shape[0] == 1 else RECOGNITION_BATCH
         parts = [recogniser.get_feat(crops[i : i + step]) for i in range(0, len(crops), step)]
         embedding = torch.from_numpy(np.concatenate(parts)).float()  # (N, 512)
         return functional.normalize(embedding, dim=-1)
-
-    def _aligned(self, photo: np.ndarray, points: np.ndarray, size: int) -> np.ndarray:
-        """One face as the recogniser wants it, (size, size, 3) uint8 BGR; large ones are averaged down."""
-        matrix = self._models.face_align.estimate_norm(points, size)  # (2, 3), photo -> crop
-        factor = max(int(1 / max(np.hypot(*matrix[:, 0]), 1e-6)), 1)
-        factor = min(factor, max(min(photo.shape[:2]) // size, 1))  # landmarks may be nonsense
-        small = reduce_photo(photo, factor)  # (H / factor, W / factor, 3)
-        return self._models.face_align.norm_crop(
-            np.ascontiguousarray(small[:, :, ::-1]), (points + 0.5) / factor - 0.5, image_size=size
-        )
 
     def analyze(
         self, photos: Sequence[np.ndarray], on_missing: OnMissing = "error"

@@ -1,6 +1,6 @@
 """Photos -> features: face embeddings and, from a CLIP vision tower, image features.
 
-Letters: N photos of one person, C feature width, S side of a square, H, W height and width of a photo.
+Letters: B people, N photos of one person, C feature width, S side of a square, H, W size of a photo.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .errors import FaceModelError
+from .base_model import weights_fingerprint
+from .errors import DiffLoRAError, FaceModelError
 from .faces import Face, FaceAnalyzer, FaceReport, OnMissing
 from .files import load_safetensors
 from .photos import Photo, as_photos, reduce_photo
@@ -30,6 +31,16 @@ MAX_REDUCTION = 4
 
 
 @dataclass(frozen=True)
+class Encoders:
+    """Names of the two frozen encoders, and fingerprints of their weights."""
+
+    face_pack: str
+    face_fingerprint: str
+    image_encoder: str
+    image_fingerprint: str
+
+
+@dataclass(frozen=True)
 class IdentityFeatures:
     """Everything that DiffLoRA knows about a person, one row per used photo.
 
@@ -37,15 +48,27 @@ class IdentityFeatures:
         face_embedding: (N, 512) rows of unit length.
         image_features: (N, C).
         faces: a report for every photo given, so it may be longer than N.
+        weights: (N,) how many times each photo counts, above 0; None counts each once.
+        encoders: what made them, if known; features of other encoders mean something else.
     """
 
     face_embedding: Tensor
     image_features: Tensor
     faces: tuple[FaceReport, ...] = ()
+    weights: Tensor | None = None
+    encoders: Encoders | None = None
 
     def __len__(self) -> int:
         """Number of used photos N."""
         return self.face_embedding.shape[0]
+
+    @property
+    def mean_face(self) -> Tensor:
+        """(512,) unit length: the weighted mean of the face embeddings, to compare pictures with."""
+        face = self.face_embedding.float()  # (N, 512)
+        if self.weights is not None:
+            face = face * self.weights.to(face)[:, None]  # (N, 512)
+        return functional.normalize(face.mean(dim=0), dim=0)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> IdentityFeatures:
         """The same features on another device."""
@@ -61,6 +84,10 @@ class ImageFeatureEncoder(Protocol):
 
     width: int
     """Feature width C."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits over the weights; empty if unknown, then only the name is compared."""
 
     @property
     def network(self) -> torch.nn.Module | None:
@@ -107,6 +134,11 @@ class ImageEncoder:
         self._size = model.config.image_size
         self.width: int = model.config.projection_dim
         """Feature width C."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits over the tower's weights."""
+        return weights_fingerprint(self._model)
 
     @property
     def network(self) -> torch.nn.Module:
@@ -208,3 +240,85 @@ def encode_photos(
     face_embedding, faces = face_analyzer.analyze(loaded, on_missing)  # (N, 512)
     crops = [crop_face(loaded[report.photo], report.face) for report in faces if report.face is not None]
     return IdentityFeatures(face_embedding, image_encoder.encode(crops), faces)  # (N, 512), (N, C)
+
+
+def check_encoders(theirs: Encoders | None, ours: Encoders) -> None:
+    """Refuse features that other encoders made: they would mean something else.
+
+    Args:
+        theirs: of the features; None (unknown) passes.
+        ours: of the model that is to use them; without face models its fingerprints are empty, and the names
+            decide.
+
+    Raises:
+        DiffLoRAError: they differ.
+    """
+    if theirs is None or theirs == ours:
+        return
+    same_names = (theirs.face_pack, theirs.image_encoder) == (ours.face_pack, ours.image_encoder)
+    if same_names and not (ours.face_fingerprint and ours.image_fingerprint):
+        return
+    raise DiffLoRAError(
+        f"these features are by the face pack {theirs.face_pack!r} ({theirs.face_fingerprint}) and the image "
+        f"encoder {theirs.image_encoder!r} ({theirs.image_fingerprint}), but this DiffLoRA model uses "
+        f"{ours.face_pack!r} ({ours.face_fingerprint}) and {ours.image_encoder!r} "
+        f"({ours.image_fingerprint}): encode the photos again, or load the model that they were encoded with"
+    )
+
+
+def join_features(people: Sequence[IdentityFeatures], shares: Sequence[float]) -> IdentityFeatures:
+    """The photos of several people as if they were one person's.
+
+    Args:
+        people: features by the same encoders.
+        shares: how much each person counts, >= 0; a person's share is spread over their photos.
+
+    Returns:
+        Features of all photos of the people with a share above 0, with weights whose mean is 1.
+
+    Raises:
+        DiffLoRAError: features of different encoders.
+    """
+    kept = [(person, share) for person, share in zip(people, shares, strict=True) if share > 0.0]
+    if len({person.encoders for person, _ in kept if person.encoders is not None}) > 1:
+        raise DiffLoRAError(
+            "these people were encoded by different encoders: encode all photos with one DiffLoRA model"
+        )
+    weights = []
+    for person, share in kept:
+        own = torch.ones(len(person)) if person.weights is None else person.weights.float().cpu()  # (N,)
+        weights.append(share * own / own.sum())  # (N,)
+    joined = torch.cat(weights)
+    return IdentityFeatures(
+        torch.cat([person.face_embedding for person, _ in kept]),
+        torch.cat([person.image_features for person, _ in kept]),
+        weights=joined / joined.mean(),
+        encoders=kept[0][0].encoders,
+    )
+
+
+def pad_photos(
+    people: Sequence[IdentityFeatures], device: torch.device | str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Batch people with different numbers of photos.
+
+    Args:
+        people: features of B people.
+        device: of the result.
+
+    Returns:
+        face (B, N, 512), image (B, N, C), mask (B, N) for `MixedImageFeatures`: bool, true where there is a
+        photo, or float if photos of anybody have weights; N is the largest number of photos.
+    """
+    pad = torch.nn.utils.rnn.pad_sequence
+    face = pad([features.face_embedding.float() for features in people], batch_first=True)  # (B, N, 512)
+    image = pad([features.image_features.float() for features in people], batch_first=True)  # (B, N, C)
+    if all(features.weights is None for features in people):
+        rows = [torch.ones(len(features), dtype=torch.bool) for features in people]
+    else:
+        rows = [
+            torch.ones(len(features)) if features.weights is None else features.weights.float().cpu()
+            for features in people
+        ]
+    mask = pad(rows, batch_first=True)  # (B, N)
+    return face.to(device), image.to(device), mask.to(device)

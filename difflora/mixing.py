@@ -93,7 +93,7 @@ class PhotoPooling(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Pool: tokens (B, N * M, D), mask (B, N * M) true where a photo is -> (B, S, D)."""
+        """Pool: tokens (B, N * M, D), mask (B, N * M) bool or added to the logits -> (B, S, D)."""
         query = self.queries.to(tokens.dtype).expand(tokens.shape[0], -1, -1)  # (B, S, D)
         x = scaled_dot_product_attention(
             self._split(query),
@@ -139,13 +139,16 @@ class MixedImageFeatures(nn.Module):
         Args:
             face: (B, N, 512) unit-length face embeddings.
             image: (B, N, C) image features.
-            mask: (B, N) bool, true where there is a photo. All false in a row: the null condition.
+            mask: (B, N) bool, true where there is a photo. All false in a row: the null condition. Or float,
+                >= 0: how many times a photo counts, a weight between absent (0) and twice listed (2). The
+                pooling is a softmax over photos, in which log(weight) added to the logits *is* listing the
+                photo that often, so that no training is needed for it.
 
         Returns:
             `Condition` with vector (B, D) and tokens (B, S, D).
 
         Raises:
-            DiffLoRAError: the widths are not those of the configuration.
+            DiffLoRAError: the widths are not those of the configuration, or a weight is negative.
         """
         config = self.config
         if face.shape[-1] != config.face_width or image.shape[-1] != config.image_width:
@@ -154,6 +157,8 @@ class MixedImageFeatures(nn.Module):
                 f"was trained on {config.face_width} and {config.image_width}: use the face pack and image "
                 "encoder named in its checkpoint"
             )
+        if mask.is_floating_point() and not bool((mask >= 0).all()):
+            raise DiffLoRAError("the weight of a photo is negative or no number: use 0 to leave a photo out")
         weights = self.expert_weights(face, image)  # (B, N, E)
         face, image = self.face_norm(face), self.image_norm(image)  # (B, N, 512), (B, N, C)
         opinions = [expert(face) for expert in self.face_experts] + [
@@ -162,8 +167,10 @@ class MixedImageFeatures(nn.Module):
         mixed = (torch.stack(opinions, dim=-1) * weights[:, :, None]).sum(dim=-1)  # (B, N, M * D)
         tokens = mixed.unflatten(-1, (config.tokens_per_photo, -1)).flatten(1, 2)  # (B, N * M, D)
 
-        has_photo = mask.any(dim=1)  # (B,)
-        safe_mask = mask | ~has_photo[:, None]  # (B, N); an empty softmax would be NaN
+        has_photo = (mask > 0).any(dim=1)  # (B,)
+        safe_mask = (mask > 0) | ~has_photo[:, None]  # (B, N); an empty softmax would be NaN
+        if mask.is_floating_point():
+            safe_mask = torch.where(has_photo[:, None], mask, 1.0).to(tokens.dtype).log()  # (B, N)
         safe_mask = safe_mask.repeat_interleave(config.tokens_per_photo, dim=1)  # (B, N * M)
         pooled = self.pooling(tokens, safe_mask)  # (B, S, D)
         pooled = torch.where(has_photo[:, None, None], pooled, self.null_tokens.to(pooled.dtype))  # (B, S, D)

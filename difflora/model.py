@@ -12,16 +12,27 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .base_model import weights_fingerprint
 from .base_sketch import BaseFit, base_fit
 from .checkpoint import Checkpoint, Recommended, load_checkpoint
 from .diffusion import Progress, draw_noise
 from .errors import CheckpointError, DiffLoRAError, FaceModelError
-from .features import FaceAnalyzer, IdentityFeatures, ImageEncoder, ImageFeatureEncoder, encode_photos
+from .faces import FaceAnalyzer
+from .features import (
+    Encoders,
+    IdentityFeatures,
+    ImageEncoder,
+    ImageFeatureEncoder,
+    check_encoders,
+    pad_photos,
+)
+from .latents import LoraLatent
 from .layout import LoraLayout, SharedDown
 from .lora import Lora
 from .lora_metadata import describe_lora
 from .model_family import adapted_weights
-from .photos import Photo, as_photos
+from .photos import Photo
+from .references import PhotoChoice, References, read_references
 
 # The embedded world's trained files: what `DiffLoRA.load()` loads when nothing else is named.
 EMBEDDED = Path(__file__).parent / "synthetic" / "weights"  # paths only: no import of the synthetic world
@@ -155,15 +166,46 @@ class DiffLoRA:
             networks["image_encoder"] = self.image_encoder.network
         return networks
 
-    def encode(self, photos: Photo | Sequence[Photo], progress: Progress | None = None) -> IdentityFeatures:
-        """Features of one person.
+    @property
+    def encoders(self) -> Encoders:
+        """Who reads features for this model; fingerprints are empty without face models."""
+        return Encoders(
+            self.checkpoint.face_pack,
+            self.face_analyzer.fingerprint if self.face_analyzer else "",
+            self.checkpoint.image_encoder,
+            self.image_encoder.fingerprint if self.image_encoder else "",
+        )
+
+    @property
+    def autoencoder_fingerprint(self) -> str:
+        """Whose latents this model decodes."""
+        return weights_fingerprint(self.checkpoint.networks.lae)
+
+    def encode(
+        self,
+        photos: Photo | Sequence[Photo],
+        progress: Progress | None = None,
+        choice: PhotoChoice | None = None,
+    ) -> IdentityFeatures:
+        """Features of one person; the features of `read_photos`, which takes and raises the same."""
+        return self.read_photos(photos, progress, choice).features
+
+    def read_photos(
+        self,
+        photos: Photo | Sequence[Photo],
+        progress: Progress | None = None,
+        choice: PhotoChoice | None = None,
+    ) -> References:
+        """Features of one person, with a verdict on every photo.
 
         Args:
             photos: one photo or N photos of the same person: paths, PIL images, arrays, tensors.
             progress: called with (photos done, N) after each photo; raise from it to stop.
+            choice: which face, and which photos; by default the largest face, and photos of somebody else
+                than the others show are left out.
 
         Returns:
-            Features (N, 512) and (N, C), with a report for every photo.
+            Features (N, 512) and (N, C), and what there is to say about every photo.
 
         Raises:
             PhotoError: a photo is unusable.
@@ -176,12 +218,8 @@ class DiffLoRA:
                 f"{self.checkpoint.face_pack!r}) and image_encoder= (of {self.checkpoint.image_encoder!r}) "
                 "to load"
             )
-        loaded = as_photos(photos)
-        features = encode_photos(loaded, self.face_analyzer, self.image_encoder)
-        for done in range(len(loaded)):  # all photos went through in one batch
-            if progress is not None:
-                progress(done + 1, len(loaded))
-        return features
+        read = read_references(photos, self.face_analyzer, self.image_encoder, choice, progress)
+        return replace(read, features=replace(read.features, encoders=self.encoders))
 
     def generate(
         self,
@@ -192,7 +230,25 @@ class DiffLoRA:
         noise_scale: float | None = None,
         progress: Progress | None = None,
     ) -> Lora:
-        """Sample the LoRA of one person.
+        """Sample the LoRA of one person: `decode` of `generate_latent`, which takes and raises the same.
+
+        Returns:
+            The LoRA; its metadata say how it was made and which strength was best on validation people.
+        """
+        return self.decode(
+            self.generate_latent(features, seed, num_steps, guidance_scale, noise_scale, progress)
+        )
+
+    def generate_latent(
+        self,
+        features: IdentityFeatures,
+        seed: int = 0,
+        num_steps: int | None = None,
+        guidance_scale: float | None = None,
+        noise_scale: float | None = None,
+        progress: Progress | None = None,
+    ) -> LoraLatent:
+        """Sample the LoRA latent of one person.
 
         Args:
             features: from `encode`.
@@ -203,22 +259,39 @@ class DiffLoRA:
             progress: called with (steps done, num_steps); raise from it to stop.
 
         Returns:
-            The LoRA; its metadata say how it was made and which strength was best on validation people.
+            The latent (T, C), for `decode`.
 
         Raises:
             DiffLoRAError: no photo, or features of other encoders.
         """
-        flat_weights = self.generate_weights(
-            [features], seed, num_steps, guidance_scale, noise_scale, progress
-        )
+        latents = self.sample_latents([features], seed, num_steps, guidance_scale, noise_scale, progress)
         used = self._settings(num_steps, guidance_scale, noise_scale)
-        metadata = {
-            **describe_lora("DiffLoRA", self.checkpoint.base_model, used.strength),
+        settings = {
             "difflora.seed": str(seed),
             "difflora.num_steps": str(used.num_steps),
             "difflora.guidance_scale": f"{used.guidance_scale:g}",
             "difflora.noise_scale": f"{used.noise_scale:g}",
             "difflora.num_photos": str(len(features)),
+        }
+        return LoraLatent(latents[0].cpu(), self.autoencoder_fingerprint, features, settings)
+
+    @torch.no_grad()
+    def decode(self, latent: LoraLatent) -> Lora:
+        """The LoRA that a latent stands for.
+
+        Raises:
+            DiffLoRAError: the latent is of another autoencoder.
+        """
+        if latent.autoencoder != self.autoencoder_fingerprint:
+            raise DiffLoRAError(
+                "this LoRA latent was made by another DiffLoRA checkpoint, whose autoencoder alone can "
+                "decode it: load that checkpoint, or generate again from the features"
+            )
+        networks = self.checkpoint.networks
+        flat_weights = networks.decode_latents(latent.latent.to(networks.latent_mean)[None])  # (1, P)
+        metadata = {
+            **describe_lora("DiffLoRA", self.checkpoint.base_model, self.recommended.strength),
+            **latent.settings,
         }
         down = self.shared_down
         shared_down = None if down is None else {name: tensor.cpu() for name, tensor in down.items()}
@@ -234,7 +307,25 @@ class DiffLoRA:
         noise_scale: float | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Sample the LoRAs of several people at once, each from the same starting noise as alone.
+        """The LoRAs of several people at once: `sample_latents`, which takes and raises the same, decoded.
+
+        Returns:
+            Flat weights (B, P), float32, on the networks' device.
+        """
+        latents = self.sample_latents(people, seed, num_steps, guidance_scale, noise_scale, progress)
+        return self.checkpoint.networks.decode_latents(latents)  # (B, P)
+
+    @torch.no_grad()
+    def sample_latents(
+        self,
+        people: Sequence[IdentityFeatures],
+        seed: int = 0,
+        num_steps: int | None = None,
+        guidance_scale: float | None = None,
+        noise_scale: float | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Sample the LoRA latents of several people at once, each from the same starting noise as alone.
 
         Args:
             people: features of B people, of any number of photos each.
@@ -245,7 +336,7 @@ class DiffLoRA:
             progress: called with (steps done, num_steps).
 
         Returns:
-            Flat weights (B, P), float32, on the networks' device.
+            Standardised latents (B, T, C), float32, on the networks' device.
 
         Raises:
             DiffLoRAError: a person without a photo, or features of other encoders.
@@ -254,13 +345,15 @@ class DiffLoRA:
             raise DiffLoRAError(
                 "a person without a usable photo: give at least one photo with a visible face"
             )
+        for features in people:
+            check_encoders(features.encoders, self.encoders)
         settings = self._settings(num_steps, guidance_scale, noise_scale)
         networks = self.checkpoint.networks
         device = networks.latent_mean.device
         condition = networks.condition(*pad_photos(people, device))  # (B, D), (B, S, D)
         generator = torch.Generator().manual_seed(seed)
         noise = draw_noise(tuple(networks.latent_mean.shape), generator, device)  # (T, C)
-        latent = networks.sample(
+        return networks.sample(
             condition,
             noise.expand(len(people), -1, -1),
             settings.num_steps,
@@ -268,7 +361,6 @@ class DiffLoRA:
             settings.noise_scale,
             progress,
         )  # (B, T, C)
-        return networks.decode_latents(latent)  # (B, P)
 
     def _settings(
         self, num_steps: int | None, guidance_scale: float | None, noise_scale: float | None
@@ -280,24 +372,3 @@ class DiffLoRA:
             guidance_scale=recommended.guidance_scale if guidance_scale is None else guidance_scale,
             noise_scale=recommended.noise_scale if noise_scale is None else noise_scale,
         )
-
-
-def pad_photos(
-    people: Sequence[IdentityFeatures], device: torch.device | str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Batch people with different numbers of photos.
-
-    Args:
-        people: features of B people.
-        device: of the result.
-
-    Returns:
-        face (B, N, 512), image (B, N, C), mask (B, N) true where there is a photo; N is the largest number of
-        photos.
-    """
-    pad = nn.utils.rnn.pad_sequence
-    face = pad([features.face_embedding.float() for features in people], batch_first=True)  # (B, N, 512)
-    image = pad([features.image_features.float() for features in people], batch_first=True)  # (B, N, C)
-    counts = torch.tensor([len(features) for features in people])  # (B,)
-    mask = torch.arange(face.shape[1]) < counts[:, None]  # (B, N)
-    return face.to(device), image.to(device), mask.to(device)

@@ -5,6 +5,7 @@ Letters: H, W height and width of a picture.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -86,3 +87,20 @@ def beside(left: Image.Image, right: Image.Image) -> Image.Image:
     both.paste(left, (0, height - left.height))
     both.paste(right, (left.width, height - right.height))
     return both
+
+
+def draw_note(text: str, width: int = 420) -> Image.Image:
+    """A sentence as a picture, where a picture is expected and there is none.
+
+    Args:
+        text: what to say.
+        width: pixels of the picture.
+    """
+    lines = textwrap.wrap(
+        text, (width - 2 * MARGIN) * 2 // LABEL_PX
+    )  # a letter is about half as wide as high
+    note = Image.new("RGB", (width, 2 * MARGIN + len(lines) * (LABEL_PX + 6)), PAPER)
+    draw = ImageDraw.Draw(note)
+    for number, line in enumerate(lines):
+        draw.text((MARGIN, MARGIN + number * (LABEL_PX + 6)), line, INK, font(LABEL_PX))
+    return note

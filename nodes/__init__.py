@@ -7,13 +7,18 @@ from comfy_api.latest import ComfyExtension, io
 from . import _host
 from .apply_lora import ApplyLora
 from .batch_people import BatchPeople
+from .blend_identities import BlendIdentities
 from .doctor import Doctor
 from .encode_photos import EncodePhotos
 from .generate_lora import GenerateLora
 from .load_face_analysis import LoadFaceAnalysis
+from .load_identity import LoadIdentity
 from .load_model import LoadModel
 from .lora_to_hooks import LoraToHooks
+from .personalise import Personalise
+from .save_identity import SaveIdentity
 from .save_lora import SaveLora
+from .similarity import Similarity
 from .synthetic_world import LoadSyntheticWorld, SyntheticPeopleFolder, SyntheticPhotos
 
 
@@ -23,7 +28,8 @@ class DiffLoRAExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """All nodes of the pack."""
         return [
-            *(LoadModel, LoadFaceAnalysis, EncodePhotos, GenerateLora),
+            *(LoadModel, LoadFaceAnalysis, EncodePhotos, GenerateLora, Personalise),
+            *(SaveIdentity, LoadIdentity, BlendIdentities, Similarity),
             *(ApplyLora, LoraToHooks, SaveLora, BatchPeople),
             *(LoadSyntheticWorld, SyntheticPhotos, SyntheticPeopleFolder, Doctor),
         ]

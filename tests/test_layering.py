@@ -24,14 +24,18 @@ FLOW = (
         "providers",
         "face_models",
         "faces",
+        "face_quality",
         "vision_tower",
         "features",
+        "latents",
         "mixing",
         "transformer",
         "diffusion",
+        "references",
+        "likeness",
         "hypernetwork",
     ),
-    *("checkpoint", "model", "candidates", "batch", "controls"),
+    *("checkpoint", "model", "identity", "candidates", "batch", "controls"),
     # the embedded world, a user of the library like any other
     *("synthetic.people", "synthetic.scenes", "synthetic.captions", "synthetic.shapes"),
     *("synthetic.figure", "synthetic.face_layers", "synthetic.outfit_layers", "synthetic.renderer"),
@@ -39,7 +43,7 @@ FLOW = (
     *("synthetic.recognisers", "synthetic.detector"),
     *("synthetic.attributes", "synthetic.world", "synthetic.judge", "synthetic"),
     # and what a person starts
-    *("sheet", "demo", "doctor", "__init__", "__main__"),
+    *("sheet", "reference_sheet", "ranking_sheet", "demo", "doctor", "__init__", "__main__"),
 )
 HOST = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "server", "execution"}
 

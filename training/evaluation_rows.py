@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from difflora.base_model import BaseModel
-from difflora.candidates import rank_candidates
+from difflora.candidates import batched_draw, rank_candidates
 from difflora.controls import PrincipalComponents, RidgeRegression, mean_lora, nearest_lora
 from difflora.errors import CheckpointError, FaceModelError
 from difflora.features import FaceAnalyzer, IdentityFeatures, ImageEncoder, encode_photos
@@ -195,7 +195,9 @@ def all_rows(
         **{ridge_name(r): lambda r=r: controls.ridge(photo, r) for r in REGULARISERS},
         "lae_trained": lambda: networks.decode_latents(networks.encode_loras(trained)),
         "difflora_1": lambda: model.generate_weights(one, seed=seed),
-        "difflora_best": lambda: rank_candidates(model, base, one, seed=seed).best_weights,
+        "difflora_best": lambda: (
+            rank_candidates(model, batched_draw(model, base, seed), one, seed=seed).best_weights
+        ),
         "difflora_4": lambda: model.generate_weights(panel.features, seed=seed),
     }
     rows, seconds = {}, {}

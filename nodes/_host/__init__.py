@@ -1,10 +1,14 @@
 """Everything that touches ComfyUI's internals; no other file of the pack does."""
 
+from .drawing import Sampling, draw_candidates
 from .facts import host_facts, runs_on_cpu, show_text
 from .files import (
     checkpoint_names,
     checkpoint_path,
     face_folders,
+    identity_folder,
+    identity_names,
+    identity_path,
     image_encoder_folder,
     progress,
     register_model_folder,
@@ -18,12 +22,17 @@ from .vision import ClipVisionEncoder
 __all__ = [
     "ClipVisionEncoder",
     "ManagedModel",
+    "Sampling",
     "apply_lora",
     "apply_lora_to_both",
     "checkpoint_names",
     "checkpoint_path",
+    "draw_candidates",
     "face_folders",
     "host_facts",
+    "identity_folder",
+    "identity_names",
+    "identity_path",
     "image_encoder_folder",
     "input_folder",
     "load_text_encoder",

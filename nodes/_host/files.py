@@ -13,18 +13,27 @@ from ...difflora.errors import CheckpointError
 from ...difflora.face_packs import DEFAULT_FOLDERS
 
 MODEL_FOLDER, FACE_FOLDER = "difflora", "insightface"
+IDENTITY_FOLDER, IDENTITY_SUBFOLDER = "difflora_identities", "identities"
+"""The host's name of the folders with identity files (for ``extra_model_paths.yaml``), and the place of the
+first one."""
 
 
 def register_model_folder() -> None:
-    """Makes ``models/difflora`` known to the host; folders from ``extra_model_paths.yaml`` stay first."""
-    folder_paths.add_model_folder_path(MODEL_FOLDER, os.path.join(folder_paths.models_dir, MODEL_FOLDER))
-    folders, _ = folder_paths.folder_names_and_paths[MODEL_FOLDER]
-    folder_paths.folder_names_and_paths[MODEL_FOLDER] = (folders, {".safetensors"})
+    """Makes ``models/difflora`` and ``models/difflora/identities`` known to the host.
+
+    Folders from ``extra_model_paths.yaml`` stay first.
+    """
+    own = os.path.join(folder_paths.models_dir, MODEL_FOLDER)
+    for name, path in ((MODEL_FOLDER, own), (IDENTITY_FOLDER, os.path.join(own, IDENTITY_SUBFOLDER))):
+        folder_paths.add_model_folder_path(name, path)
+        folders, _ = folder_paths.folder_names_and_paths[name]
+        folder_paths.folder_names_and_paths[name] = (folders, {".safetensors"})
 
 
 def checkpoint_names() -> list[str]:
-    """Names of the DiffLoRA checkpoints in the user's model folders."""
-    return folder_paths.get_filename_list(MODEL_FOLDER)
+    """Names of the DiffLoRA checkpoints in the user's model folders; identities lie in a folder below."""
+    names = folder_paths.get_filename_list(MODEL_FOLDER)
+    return [name for name in names if not name.replace("\\", "/").startswith(f"{IDENTITY_SUBFOLDER}/")]
 
 
 def checkpoint_path(name: str) -> str:
@@ -73,6 +82,32 @@ def image_encoder_folder(name: str) -> str | None:
             if os.path.isfile(os.path.join(path, "config.json")):
                 return path
     return None
+
+
+def identity_names() -> list[str]:
+    """Names of the identity files in the user's folders."""
+    return folder_paths.get_filename_list(IDENTITY_FOLDER)
+
+
+def identity_path(name: str) -> str:
+    """Full path of an identity that ``identity_names`` listed.
+
+    Raises:
+        CheckpointError: if it is no longer there.
+    """
+    path = folder_paths.get_full_path(IDENTITY_FOLDER, name)
+    if path is None:
+        folders = ", ".join(folder_paths.get_folder_paths(IDENTITY_FOLDER))
+        raise CheckpointError(
+            f"identity {name!r} not found; looked in {folders}: save one with Save Identity, and press R in "
+            f"ComfyUI to refresh the list"
+        )
+    return path
+
+
+def identity_folder() -> str:
+    """Where identities are saved: the first of the user's folders."""
+    return folder_paths.get_folder_paths(IDENTITY_FOLDER)[0]
 
 
 def progress() -> Callable[[int, int], None]:

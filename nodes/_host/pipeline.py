@@ -49,7 +49,7 @@ SAMPLING = {"sample": _SampleSampling, "epsilon": _EpsilonSampling, "v_predictio
 BETA_SCHEDULES = {"scaled_linear": "linear", "squaredcos_cap_v2": "cosine"}  # diffusers' name -> the host's
 
 
-class _FolderModelConfig(comfy.supported_models_base.BASE):
+class FolderModelConfig(comfy.supported_models_base.BASE):
     """Host settings of a U-Net read from a pipeline folder."""
 
     unet_extra_config: dict[str, Any] = {}  # noqa: RUF012  (the host's declaration)
@@ -110,7 +110,7 @@ def load_unet(folder: Path) -> comfy.model_patcher.ModelPatcher:
         CheckpointError: if a file is damaged or the network is not one that the host can run.
     """
     scaling = pipeline_folder.read_config(folder, "vae/config.json").get("scaling_factor", 1.0)
-    config = _FolderModelConfig(
+    config = FolderModelConfig(
         pipeline_folder.host_unet_config(pipeline_folder.read_config(folder, "unet/config.json")),
         pipeline_folder.read_config(folder, "scheduler/scheduler_config.json"),
         _latent_format(pipeline_folder.read_weights(folder, VAE_WEIGHTS), scaling),

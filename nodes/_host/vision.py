@@ -29,6 +29,8 @@ class ClipVisionEncoder:
     """
 
     network = None
+    fingerprint = ""
+    """Unknown: the host may hold the weights in another precision than the file."""
 
     def __init__(self, clip_vision: comfy.clip_vision.ClipVisionModel) -> None:
         """Read the feature width."""

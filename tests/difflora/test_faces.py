@@ -1,5 +1,6 @@
 """Faces in photos, with the shipped face pack, through the insightface library."""
 
+import hashlib
 import shutil
 import zipfile
 from pathlib import Path
@@ -88,6 +89,26 @@ def test_photos_without_a_face(analyzer: FaceAnalyzer) -> None:
     assert faces[0] == FaceReport(0, False, "no face found", 0)
     with pytest.raises(NoFaceError, match="any of 1 photos"):
         analyzer.analyze([empty], on_missing="skip")
+
+
+def test_an_aligned_face_has_its_eyes_in_the_recognisers_places(analyzer: FaceAnalyzer) -> None:
+    # insightface's template for 112 px: eyes, nose, corners of the mouth
+    template = np.array([[38.3, 51.7], [73.5, 51.5], [56.0, 71.7], [41.5, 92.4], [70.7, 92.2]])
+    angle = np.deg2rad(20)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    landmarks = 1.5 * template @ turn.T + [90, 20]  # turned, scaled and moved
+    photo = np.zeros((300, 300, 3), np.uint8)
+    x, y = landmarks[0].round().astype(int)
+    photo[y - 4 : y + 5, x - 4 : x + 5] = (255, 0, 0)  # a red eye
+    crop = analyzer.align(photo, landmarks, 224)
+    assert crop.shape == (224, 224, 3) and crop[..., 1:].max() == 0  # red stays red
+    rows, columns = np.nonzero(crop[..., 0] > 128)
+    assert (columns.mean(), rows.mean()) == pytest.approx(tuple(2 * template[0]), abs=1.5)
+
+
+def test_the_fingerprint_is_of_the_recognisers_weights(analyzer: FaceAnalyzer) -> None:
+    content = (find_face_pack(PACK) / "recognition.onnx").read_bytes()
+    assert analyzer.fingerprint == hashlib.sha256(content).hexdigest()[:16]
 
 
 def test_the_pack_is_found_where_people_unpack_it(tmp_path) -> None:

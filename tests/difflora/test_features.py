@@ -8,9 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from difflora.errors import FaceModelError, PhotoError
+from difflora.errors import DiffLoRAError, FaceModelError, PhotoError
 from difflora.faces import Face, FaceAnalyzer
-from difflora.features import ImageEncoder, crop_face, encode_photos, square_pixels
+from difflora.features import (
+    Encoders,
+    IdentityFeatures,
+    ImageEncoder,
+    check_encoders,
+    crop_face,
+    encode_photos,
+    join_features,
+    pad_photos,
+    square_pixels,
+)
 from difflora.synthetic.people import sample_people
 from difflora.synthetic.renderer import render
 from difflora.synthetic.scenes import scene_for
@@ -130,3 +140,46 @@ def test_a_large_crop_is_averaged_down_before_the_filter_to_nearly_the_same() ->
     assert torch.equal(
         square_pixels(photo[:32, :32], 32), torch.from_numpy(photo[:32, :32]).permute(2, 0, 1) / 255
     )
+
+
+def person(photos: int, seed: int = 0, **values: object) -> IdentityFeatures:
+    generator = torch.Generator().manual_seed(seed)
+    face = torch.nn.functional.normalize(torch.randn(photos, 512, generator=generator), dim=-1)
+    return IdentityFeatures(face, torch.randn(photos, 6, generator=generator), **values)
+
+
+def test_padding_marks_missing_photos() -> None:
+    face, image, mask = pad_photos([person(1), person(3)], "cpu")
+    assert face.shape == (2, 3, 512) and image.shape == (2, 3, 6)
+    assert mask.tolist() == [[True, False, False], [True, True, True]]
+    weighted = person(2, weights=torch.tensor([0.5, 1.5]))
+    assert pad_photos([person(1), weighted], "cpu")[2].tolist() == [[1.0, 0.0], [0.5, 1.5]]
+
+
+def test_the_mean_face_follows_the_weights() -> None:
+    features = person(3)
+    one = IdentityFeatures(
+        features.face_embedding, features.image_features, weights=torch.tensor([0, 1.0, 0])
+    )
+    torch.testing.assert_close(one.mean_face, features.face_embedding[1])
+    expected = torch.nn.functional.normalize(features.face_embedding.sum(dim=0), dim=0)
+    torch.testing.assert_close(features.mean_face, expected)
+
+
+def test_joined_people_have_their_shares() -> None:
+    joined = join_features([person(1, 1), person(3, 2), person(2, 3)], [0.75, 0.25, 0.0])
+    assert len(joined) == 4  # the third one has no share
+    torch.testing.assert_close(joined.weights, torch.tensor([0.75, 0.25 / 3, 0.25 / 3, 0.25 / 3]) * 4)
+    other = person(1, encoders=Encoders("a", "1", "b", "2"))
+    with pytest.raises(DiffLoRAError, match="different encoders"):
+        join_features([other, person(1, encoders=Encoders("c", "1", "b", "2"))], [0.5, 0.5])
+
+
+def test_encoders_are_compared_by_weights_where_they_are_known() -> None:
+    ours = Encoders("pack", "1", "clip", "2")
+    check_encoders(None, ours)
+    check_encoders(ours, ours)
+    check_encoders(ours, Encoders("pack", "", "clip", ""))
+    for theirs in (Encoders("pack", "9", "clip", "2"), Encoders("pack", "1", "other", "2")):
+        with pytest.raises(DiffLoRAError, match="encode the photos again"):
+            check_encoders(theirs, ours)

@@ -49,6 +49,29 @@ def test_masked_photo_is_as_if_absent(
     torch.testing.assert_close(alone.tokens, padded.tokens)
 
 
+def test_a_weight_is_how_often_a_photo_is_listed(
+    mif: MixedImageFeatures, photos: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    face, image = photos
+    listed = [0, 1, 1, 1, 2]
+    often = mif(face[:, listed], image[:, listed], torch.ones(2, 5, dtype=torch.bool))
+    weighted = mif(face, image, torch.tensor([[1.0, 3.0, 1.0]] * 2))
+    torch.testing.assert_close(weighted.vector, often.vector)
+    torch.testing.assert_close(weighted.tokens, often.tokens)
+    # only the ratios count, 0 is absent, and 1 for everybody is the mask
+    torch.testing.assert_close(mif(face, image, torch.tensor([[2.0, 6.0, 2.0]] * 2)).tokens, often.tokens)
+    without = mif(face, image, torch.tensor([[True, True, False]] * 2))
+    torch.testing.assert_close(mif(face, image, torch.tensor([[0.5, 0.5, 0.0]] * 2)).tokens, without.tokens)
+    assert not torch.allclose(weighted.tokens, mif(face, image, torch.ones(2, 3)).tokens)
+
+
+def test_weights_of_nobody_are_the_null_condition(
+    mif: MixedImageFeatures, photos: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    null = mif(*photos, torch.zeros(2, 3, dtype=torch.bool))
+    torch.testing.assert_close(mif(*photos, torch.zeros(2, 3)).tokens, null.tokens)
+
+
 def test_no_photo_is_the_null_condition(
     mif: MixedImageFeatures, photos: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
@@ -66,6 +89,9 @@ def test_no_photo_is_the_null_condition(
 def test_errors(mif: MixedImageFeatures) -> None:
     with pytest.raises(DiffLoRAError, match="trained on 32 and 12"):
         mif(torch.zeros(1, 1, 8), torch.zeros(1, 1, 12), torch.ones(1, 1, dtype=torch.bool))
+    for weight in (-1.0, float("nan")):
+        with pytest.raises(DiffLoRAError, match="negative or no number"):
+            mif(torch.zeros(1, 1, 32), torch.zeros(1, 1, 12), torch.full((1, 1), weight))
     with pytest.raises(DiffLoRAError, match="even number"):
         MifConfig(experts=3)
     with pytest.raises(DiffLoRAError, match="multiple of heads"):

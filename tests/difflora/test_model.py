@@ -1,5 +1,7 @@
 """DiffLoRA: features -> LoRA. The face models are not needed for that."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,11 +9,12 @@ from difflora import model as model_module
 from difflora.autoencoder import LaeConfig
 from difflora.checkpoint import Checkpoint, Recommended
 from difflora.errors import CheckpointError, DiffLoRAError, FaceModelError
-from difflora.features import IdentityFeatures
+from difflora.features import Encoders, IdentityFeatures
 from difflora.hypernetwork import HypernetworkConfig, LoraHypernetwork
+from difflora.latents import BLEND_MODES, blend_latents
 from difflora.layout import LoraLayout, ModuleSpec, init_shared_down
 from difflora.mixing import MifConfig
-from difflora.model import DiffLoRA, pad_photos
+from difflora.model import DiffLoRA
 from difflora.transformer import DitConfig
 
 LAYOUT = LoraLayout((ModuleSpec("a", 8, 12), ModuleSpec("b", 8, 10)), rank=2, alpha=2.0)
@@ -63,10 +66,49 @@ def test_a_batch_is_everybody_alone(model: DiffLoRA) -> None:
         torch.testing.assert_close(row, model.generate(features, seed=5).flat(), rtol=1e-4, atol=1e-5)
 
 
-def test_padding_marks_missing_photos() -> None:
-    face, image, mask = pad_photos([person(1), person(3)], "cpu")
-    assert face.shape == (2, 3, 512) and image.shape == (2, 3, 6)
-    assert mask.tolist() == [[True, False, False], [True, True, True]]
+def test_generating_is_sampling_a_latent_and_decoding_it(model: DiffLoRA) -> None:
+    latent = model.generate_latent(person(2), seed=7)
+    lora, direct = model.decode(latent), model.generate(person(2), seed=7)
+    assert latent.latent.shape == (3, 4)
+    assert torch.equal(lora.flat(), direct.flat()) and lora.metadata == direct.metadata
+    # the latent is all that a LoRA is: what it was sampled from does not matter any more
+    torch.testing.assert_close(lora.flat()[None], model.generate_weights([person(2)], seed=7))
+
+
+def test_a_blend_with_all_weight_on_one_is_that_one(model: DiffLoRA) -> None:
+    people = [person(1, seed=1), person(3, seed=2)]
+    latents = [model.generate_latent(features, seed=5) for features in people]
+    for weights, features in (((1.0, 0.0), people[0]), ((0.0, 0.3), people[1])):
+        for mode in BLEND_MODES:
+            blended = model.decode(blend_latents(latents, weights, mode))
+            assert torch.equal(blended.flat(), model.generate(features, seed=5).flat())
+            assert blended.metadata["difflora.seed"] == "5"
+    halfway = model.decode(blend_latents(latents, (1.0, 1.0)))
+    assert halfway.metadata["difflora.blend_weights"] == "0.5 0.5"
+    assert "difflora.seed" not in halfway.metadata
+
+
+def test_only_its_own_autoencoder_decodes_a_latent(model: DiffLoRA) -> None:
+    latent = replace(model.generate_latent(person(1)), autoencoder="another")
+    with pytest.raises(DiffLoRAError, match="another DiffLoRA checkpoint"):
+        model.decode(latent)
+
+
+def test_weights_of_photos_count(model: DiffLoRA) -> None:
+    features = person(2)
+    twice = IdentityFeatures(features.face_embedding[[0, 0, 1]], features.image_features[[0, 0, 1]])
+    weighted = replace(features, weights=torch.tensor([2.0, 1.0]))
+    torch.testing.assert_close(
+        model.generate(weighted).flat(), model.generate(twice).flat(), rtol=1e-4, atol=1e-5
+    )
+    assert not torch.allclose(model.generate(weighted).flat(), model.generate(features).flat())
+
+
+def test_features_of_other_encoders_are_refused(model: DiffLoRA) -> None:
+    ours = replace(person(1), encoders=Encoders("synthetic", "0123", "clip", "4567"))
+    model.generate(ours)  # no face models are loaded here: the names decide
+    with pytest.raises(DiffLoRAError, match=r"face pack 'buffalo_l'.*encode the photos again"):
+        model.generate(replace(ours, encoders=Encoders("buffalo_l", "0123", "clip", "4567")))
 
 
 def test_errors_say_what_to_do(model: DiffLoRA, tmp_path, monkeypatch) -> None:

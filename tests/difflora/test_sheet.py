@@ -1,9 +1,10 @@
 """Picture sheets: pictures land where the headings say."""
 
+import numpy as np
 import torch
 from PIL import Image
 
-from difflora.sheet import GAP, MARGIN, SheetRow, beside, draw_grid, to_image
+from difflora.sheet import GAP, MARGIN, SheetRow, beside, draw_grid, draw_note, to_image
 
 
 def test_to_image_maps_the_ends_of_the_range():
@@ -27,3 +28,9 @@ def test_beside_keeps_both_at_the_bottom():
     both = beside(low, high)
     assert both.size == (12, 20)
     assert both.getpixel((0, 19)) == (9, 9, 9) and both.getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_note_is_as_high_as_its_text() -> None:
+    short, long = draw_note("One word."), draw_note("One word. " * 20)
+    assert short.width == long.width and long.height > 2 * short.height
+    assert np.asarray(long).min() < 60  # there is ink

@@ -1,4 +1,4 @@
-"""Nodes only for these tests: pictures and LoRAs that nobody should send, and a way to read a STRING."""
+"""Nodes only for these tests: pictures and LoRAs that nobody should send, and a way to read outputs."""
 
 import json
 import tempfile
@@ -93,16 +93,16 @@ class ClipVision:
 
 
 class ShowText:
-    """Sends a STRING back to the client."""
+    """Sends a STRING or a number back to the client."""
 
     CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "tests", "show", (), True
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"text": ("STRING", {"forceInput": True})}}
+        return {"required": {"text": ("*", {"forceInput": True})}}
 
     def show(self, text):
-        return {"ui": {"text": [text]}}
+        return {"ui": {"text": [str(text)]}}
 
 
 NODE_CLASS_MAPPINGS = {

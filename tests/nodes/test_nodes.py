@@ -34,6 +34,11 @@ NODE_IDS = {
     "DiffLoRASyntheticPeopleFolder",
     "DiffLoRALoadSyntheticWorld",
     "DiffLoRASyntheticPhotos",
+    "DiffLoRAPersonalise",
+    "DiffLoRASaveIdentity",
+    "DiffLoRALoadIdentity",
+    "DiffLoRABlend",
+    "DiffLoRASimilarity",
 }
 
 pytestmark = pytest.mark.host
