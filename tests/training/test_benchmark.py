@@ -62,5 +62,5 @@ def test_mini_run(tmp_path):
 
 
 def test_without_comfyui(tmp_path):
-    with pytest.raises(benchmark.DiffLoRAError, match="no ComfyUI at .*: give --comfyui"):
+    with pytest.raises(benchmark.DiffLoRAError, match=r"no ComfyUI at .*: give --comfyui"):
         benchmark.main(["--size", "mini", "--parts", "host", "--comfyui", str(tmp_path)])
