@@ -5,6 +5,7 @@ import torch
 
 diffusers = pytest.importorskip("diffusers")
 
+from difflora import base_model  # noqa: E402
 from difflora.base_model import PREDICTION_TYPES, BaseModel  # noqa: E402
 from difflora.errors import CheckpointError  # noqa: E402
 from difflora.picture_autoencoder import PatchAutoencoder  # noqa: E402
@@ -107,6 +108,16 @@ def test_guidance_one_equals_no_guidance_and_two_extrapolates(base):
     plain, free = base.sample(prompt, noise, 1), base.sample(empty, noise, 1)
     guided = base.sample(prompt, noise, 1, guidance_scale=2.0)
     assert torch.allclose(guided, 2 * plain - free, atol=1e-5)
+
+
+def test_pictures_in_groups_equal_pictures_at_once(base, monkeypatch):
+    pictures = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(5)) * 2 - 1
+    latents = base.encode_images(pictures)
+    decoded = base.decode(latents)
+    monkeypatch.setattr(base_model, "PIXELS_AT_ONCE", 1)  # fewer than one picture has: one at a time
+    assert torch.allclose(base.encode_images(pictures), latents, atol=1e-6)
+    assert torch.allclose(base.decode(latents), decoded, atol=1e-6)
+    assert base.picture_px == decoded.shape[-1] == 32
 
 
 def test_not_a_pipeline(tmp_path):

@@ -45,6 +45,17 @@ def test_together_equals_alone(setting, train_down):
     assert apart > 0.05 if not train_down else apart > 1e-3  # people differ far more than rounding
 
 
+def test_gradient_checkpointing_changes_nothing(setting):
+    base, layout, latents, prompts = setting
+    down = init_shared_down(layout)
+    plain = train_loras(base, layout, latents, prompts, CONFIG, seeded(), down)
+    base.denoiser.enable_gradient_checkpointing()
+    assert base.denoiser.is_gradient_checkpointing
+    again = train_loras(base, layout, latents, prompts, CONFIG, seeded(), down)
+    assert (again - plain).norm() / plain.norm() < 1e-3
+    assert plain.norm() > 0
+
+
 def test_loss_falls_and_base_model_stays_as_it_was(setting):
     base, layout, latents, prompts = setting
     before = {key: value.clone() for key, value in base.denoiser.state_dict().items()}

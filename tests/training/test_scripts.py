@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = ("train_world", "make_loras", "amortise", "train_lae", "train_dit", "evaluate")
+SCRIPTS = (
+    "train_world",
+    "make_loras",
+    "amortise",
+    "train_lae",
+    "train_dit",
+    "evaluate",
+    "preset_sizes",
+    "benchmark",
+)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
