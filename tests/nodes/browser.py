@@ -47,9 +47,10 @@ FIT = """([left, top, right, bottom]) => {
     const x1 = Math.max(...nodes.map(node => node.pos[0] + node.size[0]));
     const y1 = Math.max(...nodes.map(node => node.pos[1] + node.size[1]));
     const scale = Math.min((right - left) / (x1 - x0), (bottom - top) / (y1 - y0));
+    const page = canvas.canvas.getBoundingClientRect();
     canvas.ds.scale = scale;
-    canvas.ds.offset = [(left + right) / 2 / scale - (x0 + x1) / 2,
-                        (top + bottom) / 2 / scale - (y0 + y1) / 2];
+    canvas.ds.offset = [((left + right) / 2 - page.x) / scale - (x0 + x1) / 2,
+                        ((top + bottom) / 2 - page.y) / scale - (y0 + y1) / 2];
     canvas.setDirty(true, true);
 }"""
 """All nodes with their titles as large as they fit; the page's own command leaves a quarter empty."""
