@@ -34,10 +34,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     demo = commands.add_parser(
-        "demo", parents=[shared], help="the whole chain on a rendered person, offline, in under a minute"
+        "demo", parents=[shared], help="the whole chain on rendered people, offline, in under a minute"
     )
     demo.add_argument("--out", type=Path, default=Path("demo_output"), help="folder (default demo_output)")
-    demo.add_argument("--person", type=int, default=0, help="which unseen person, 0, 1, 2, ... (default 0)")
+    demo.add_argument(
+        "--person", type=int, default=0, help="the first of eight unseen people, 0, 1, 2, ... (default 0)"
+    )
     demo.add_argument("--strength", type=float, help="of the LoRA (default: what its checkpoint recommends)")
 
     person = commands.add_parser("personalize", parents=[shared], help="photos of one person -> a LoRA file")

@@ -1,4 +1,4 @@
-"""The whole chain on one person whom no model has seen: reference photo -> LoRA -> pictures -> measures.
+"""The whole chain on people whom no model has seen: reference photo -> LoRA -> pictures -> measures.
 
 Letters: R pictures for each of K prompts.
 """
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from PIL import Image
@@ -22,7 +23,7 @@ from .files import atomic_save
 from .lora import Lora
 from .model import DiffLoRA
 from .patch import apply_lora
-from .sheet import SheetRow, beside, draw_grid, to_image
+from .sheet import SheetRow, draw_grid, to_image
 from .synthetic import world
 from .synthetic.judge import Judge
 from .synthetic.people import sample_people
@@ -31,8 +32,10 @@ from .synthetic.scenes import ATTRIBUTES, Scene, cat_scenes, scene_for
 
 PICTURE_STEPS = 16
 """Steps of the base model's sampler: more are not visibly better."""
-PICTURES_PER_PROMPT = 4
-"""What is measured; the first of each is shown. Six pictures alone are 36 attributes: one is 3 %."""
+NUM_PEOPLE, SHOWN_PEOPLE = 8, 3
+"""Who is measured, and how many of them are shown: people differ more than one person's pictures."""
+PICTURES_PER_PROMPT = 2
+"""What is measured of each person; the first of each is shown."""
 REFERENCE_PHRASES = ("smiling", "gray background", "blue shirt")
 PROMPT_PHRASES = (
     ("neutral", "blue background", "white shirt"),
@@ -49,25 +52,40 @@ UNREMARKABLE = ("soft light", "facing forward")
 
 
 @dataclass(frozen=True)
+class PersonReport:
+    """What was measured of one person; rows are base_model, personalised and true_renders.
+
+    Args:
+        person: index in the test split, which nothing was trained on.
+        identity_similarity: row -> mean cosine to the person by the evaluation recogniser.
+        prompt_accuracy: row -> part of the prompts' attributes that the pictures show.
+    """
+
+    person: int
+    identity_similarity: dict[str, float]
+    prompt_accuracy: dict[str, float]
+
+
+@dataclass(frozen=True)
 class DemoReport:
     """What the demo measured, as in `report.json`.
 
     Args:
-        person: index in the test split, which nothing was trained on.
-        seed: of the LoRA's sampler and of the pictures' noise.
-        strength: multiplier of the LoRA.
+        seed: of the LoRAs' sampler and of the pictures' noise.
+        strength: multiplier of the LoRAs.
         prompts: K prompts.
-        identity_similarity: row -> mean cosine to the person by the evaluation recogniser.
-        prompt_accuracy: row -> part of the prompts' attributes that the pictures show.
-        seconds: stage -> wall-clock seconds.
+        identity_similarity: row -> mean over the people.
+        prompt_accuracy: likewise.
+        people: everybody's own.
+        seconds: stage -> wall-clock seconds, for all of them.
     """
 
-    person: int
     seed: int
     strength: float
     prompts: list[str]
     identity_similarity: dict[str, float]
     prompt_accuracy: dict[str, float]
+    people: list[PersonReport]
     seconds: dict[str, float]
 
 
@@ -95,15 +113,15 @@ def run_demo(
     device: str = "cpu",
     announce: Callable[[str], None] = lambda line: None,
 ) -> DemoReport:
-    """Personalise the synthetic base model to one person and show what came of it.
+    """Personalise the synthetic base model to `NUM_PEOPLE` people and show what came of it.
 
-    Writes `reference.png`, `lora.safetensors`, `grid.png` and `report.json`.
+    Writes `reference.png` and `lora.safetensors` of the first of them, `grid.png` and `report.json`.
 
     Args:
         out: folder for the files; made if needed.
-        person: index in the test split.
-        seed: of the LoRA and of the pictures' noise, which base model and personalised model share.
-        strength: multiplier of the LoRA; by default what the checkpoint recommends.
+        person: index of the first one in the test split.
+        seed: of the LoRAs and of the pictures' noise, which base model and personalised models share.
+        strength: multiplier of the LoRAs; by default what the checkpoint recommends.
         device: where the networks run.
         announce: called with a line per stage.
 
@@ -114,35 +132,43 @@ def run_demo(
         DiffLoRAError: a model is missing, or no face is found.
     """
     watch = Stopwatch(announce)
-    with watch.stage("draw the reference photo"):
-        traits = sample_people("test", person, 1)  # (1, traits)
-        photo = to_image(render(traits, scene_with(REFERENCE_PHRASES), PHOTO_PX).pictures[0] * 2 - 1)
-        atomic_save(out / "reference.png", photo.save)
+    with watch.stage("draw the reference photos"):
+        traits = sample_people("test", person, NUM_PEOPLE)  # (people, traits)
+        portraits = cat_scenes([scene_with(REFERENCE_PHRASES)] * NUM_PEOPLE)
+        photos = [to_image(photo) for photo in render(traits, portraits, PHOTO_PX).pictures * 2 - 1]
+        atomic_save(out / "reference.png", photos[0].save)
     with watch.stage("load models"):
         model = DiffLoRA.load(device=device)
         base = BaseModel.load(world.BASE_MODEL, device=device)
     with watch.stage("photo -> face -> features"):
-        features = model.encode([out / "reference.png"])
+        features = [model.encode([photo]) for photo in (out / "reference.png", *photos[1:])]
     with watch.stage("features -> LoRA (diffusion transformer, LAE)"):
-        model.generate(features, seed=seed).save(out / "lora.safetensors")
+        loras = [model.generate(own, seed=seed) for own in features]
+        loras[0].save(out / "lora.safetensors")
     strength = model.recommended.strength if strength is None else strength
 
     scenes = cat_scenes([scene_with(phrases) for phrases in PROMPT_PHRASES])  # K scenes
     with watch.stage("pictures by the base model"):
         plain = draw(base, scenes, seed)  # (R*K, 3, H, W)
-    with (
-        watch.stage("pictures with the LoRA"),
-        apply_lora(base.denoiser, Lora.load(out / "lora.safetensors"), strength),
-    ):
-        personalised = draw(base, scenes, seed)  # (R*K, 3, H, W)
+    personalised = []
+    with watch.stage("pictures with the LoRAs"):
+        for lora in (Lora.load(out / "lora.safetensors"), *loras[1:]):
+            with apply_lora(base.denoiser, lora, strength):
+                personalised.append(draw(base, scenes, seed))  # (R*K, 3, H, W)
     with watch.stage("judge"):
-        measured = cat_scenes([scenes] * PICTURES_PER_PROMPT)  # R*K scenes
-        truth = render(traits.expand(len(measured), -1), measured).pictures * 2 - 1  # (R*K, 3, H, W)
-        similarity, accuracy = judge_rows(
-            traits, measured, {"base_model": plain, "personalised": personalised, "true_renders": truth}
-        )
-    report = DemoReport(person, seed, strength, scenes.prompts(), similarity, accuracy, watch.seconds)
-    atomic_save(out / "grid.png", draw_demo(photo, scenes, plain, personalised, similarity).save)
+        judge, measured = Judge.load(), cat_scenes([scenes] * PICTURES_PER_PROMPT)  # R*K scenes
+        people = []
+        for index, pictures in enumerate(personalised):
+            own = traits[index : index + 1]  # (1, traits)
+            truth = render(own.expand(len(measured), -1), measured).pictures * 2 - 1  # (R*K, 3, H, W)
+            rows = {"base_model": plain, "personalised": pictures, "true_renders": truth}
+            people.append(PersonReport(person + index, *judge_rows(judge, own, measured, rows)))
+    means = [
+        {name: round(fmean(getattr(one, what)[name] for one in people), 3) for name in rows}
+        for what in ("identity_similarity", "prompt_accuracy")
+    ]
+    report = DemoReport(seed, strength, scenes.prompts(), *means, people, watch.seconds)
+    atomic_save(out / "grid.png", draw_demo(photos, scenes, plain, personalised, people).save)
     text = json.dumps(asdict(report), indent=2) + "\n"
     atomic_save(out / "report.json", lambda path: path.write_text(text, encoding="utf-8"))
     return report
@@ -164,10 +190,9 @@ def draw(base: BaseModel, scenes: Scene, seed: int) -> Tensor:
 
 
 def judge_rows(
-    traits: Tensor, scenes: Scene, rows: dict[str, Tensor]
+    judge: Judge, traits: Tensor, scenes: Scene, rows: dict[str, Tensor]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Mean identity similarity and prompt accuracy of rows of pictures (K, 3, H, W) of one person."""
-    judge = Judge.load()
     targets = judge.targets(traits)  # (1, E)
     similarity, accuracy = {}, {}
     for name, pictures in rows.items():
@@ -179,18 +204,24 @@ def judge_rows(
 
 
 def draw_demo(
-    photo: Image.Image, scenes: Scene, plain: Tensor, personalised: Tensor, similarity: dict[str, float]
+    photos: list[Image.Image],
+    scenes: Scene,
+    plain: Tensor,
+    personalised: list[Tensor],
+    people: list[PersonReport],
 ) -> Image.Image:
-    """The reference photo, and beside it the same prompts and noise without and with the LoRA."""
+    """The same prompts and noise by the base model, and for a few people beside their reference photos."""
     headings = [
         [phrase.removeprefix("wearing ") for phrase in phrases if phrase not in UNREMARKABLE]
         for phrases in scenes.phrases()
     ]
-    rows = []
-    for label, name, pictures in (
-        ("base model", "base_model", plain), ("+ DiffLoRA", "personalised", personalised)
-    ):  # fmt: skip
-        shown = [to_image(picture) for picture in pictures[: len(scenes)]]
-        rows.append(SheetRow(label, shown, [f"likeness {similarity[name]:.2f}"]))
-    reference = draw_grid([["one reference photo"]], [SheetRow("", [photo])], side=294, label_width=0)
-    return beside(reference, draw_grid(headings, rows, side=144, label_width=112))
+    rows = [SheetRow("base model", [None, *shown(plain, scenes)], ["nobody", "in particular"])]
+    for photo, pictures, one in list(zip(photos, personalised, people, strict=True))[:SHOWN_PEOPLE]:
+        details = ["one photo", f"likeness {one.identity_similarity['personalised']:.2f}"]
+        rows.append(SheetRow("+ DiffLoRA", [photo, *shown(pictures, scenes)], details))
+    return draw_grid([["reference photo"], *headings], rows, side=144, label_width=112)
+
+
+def shown(pictures: Tensor, scenes: Scene) -> list[Image.Image]:
+    """The first picture of each of K prompts, of (R*K, 3, H, W)."""
+    return [to_image(picture) for picture in pictures[: len(scenes)]]

@@ -5,6 +5,7 @@ Letters: B people, N photos of one person, C feature width, S side of a square, 
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -135,7 +136,7 @@ class ImageEncoder:
         self.width: int = model.config.projection_dim
         """Feature width C."""
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits over the tower's weights."""
         return weights_fingerprint(self._model)

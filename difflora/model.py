@@ -5,6 +5,7 @@ Letters: B identities, N photos, T latent tokens, P parameters of one LoRA.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -176,7 +177,7 @@ class DiffLoRA:
             self.image_encoder.fingerprint if self.image_encoder else "",
         )
 
-    @property
+    @functools.cached_property
     def autoencoder_fingerprint(self) -> str:
         """Whose latents this model decodes."""
         return weights_fingerprint(self.checkpoint.networks.lae)

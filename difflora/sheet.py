@@ -80,15 +80,6 @@ def draw_grid(
     return sheet
 
 
-def beside(left: Image.Image, right: Image.Image) -> Image.Image:
-    """Two images side by side, the left one at the bottom of the common height."""
-    height = max(left.height, right.height)
-    both = Image.new("RGB", (left.width + right.width, height), PAPER)
-    both.paste(left, (0, height - left.height))
-    both.paste(right, (left.width, height - right.height))
-    return both
-
-
 def draw_note(text: str, width: int = 420) -> Image.Image:
     """A sentence as a picture, where a picture is expected and there is none.
 

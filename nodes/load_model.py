@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from comfy_api.latest import io
 
 from ..difflora.errors import FaceModelError
@@ -45,12 +47,20 @@ class LoadModel(io.ComfyNode):
                     tooltip="From Load CLIP Vision: the image encoder that the checkpoint was trained with. "
                     "Without it a folder of that name in models/clip_vision or models/difflora is used.",
                 ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The MODEL that the LoRAs are for. Connect it to be told at once if the "
+                    "checkpoint belongs to another family of models, or if this fine-tune of the right "
+                    "family is so far away that likeness will suffer.",
+                ),
             ],
             outputs=[
                 DiffLoRAModel.Output(
                     display_name="difflora", tooltip="For Encode Reference Photos and Generate LoRA."
                 )
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -59,20 +69,30 @@ class LoadModel(io.ComfyNode):
         checkpoint: str,
         face_analysis: FaceAnalyzer | None = None,
         clip_vision: object | None = None,
+        model: object | None = None,
     ) -> io.NodeOutput:
         """Loads on the CPU and hands the networks to ComfyUI's model management."""
         path = None if checkpoint == BUILT_IN else _host.checkpoint_path(checkpoint)
         encoder = None if clip_vision is None else _host.ClipVisionEncoder(clip_vision)
-        model = DiffLoRA.load(path, face_analysis, encoder)
-        if model.face_analyzer is not None and model.image_encoder is None:
-            folder = _host.image_encoder_folder(model.checkpoint.image_encoder)
+        difflora = DiffLoRA.load(path, face_analysis, encoder)
+        if difflora.face_analyzer is not None and difflora.image_encoder is None:
+            folder = _host.image_encoder_folder(difflora.checkpoint.image_encoder)
             found = None if folder is None else ImageEncoder(folder)
-            model = DiffLoRA(model.checkpoint, model.face_analyzer, found)
-        if model.face_analyzer is None or model.image_encoder is None:
+            difflora = DiffLoRA(difflora.checkpoint, difflora.face_analyzer, found)
+        if difflora.face_analyzer is None or difflora.image_encoder is None:
             raise FaceModelError(
-                f"{checkpoint} was trained with the face pack {model.checkpoint.face_pack!r} and the image "
-                f"encoder {model.checkpoint.image_encoder!r}, which do not ship with this pack: connect Load "
-                "Face Analysis with that pack and Load CLIP Vision with that encoder (or put the encoder's "
-                "folder into models/clip_vision)"
+                f"{checkpoint} was trained with the face pack {difflora.checkpoint.face_pack!r} and the "
+                f"image encoder {difflora.checkpoint.image_encoder!r}, which do not ship with this pack: "
+                "connect Load Face Analysis with that pack and Load CLIP Vision with that encoder (or put "
+                "the encoder's folder into models/clip_vision)"
             )
-        return io.NodeOutput(_host.manage(model))
+        if model is not None and (warning := fit_warning(difflora, model)):
+            logging.warning(warning)
+            _host.show_text(warning, cls.hidden.unique_id)
+        return io.NodeOutput(_host.manage(difflora))
+
+
+def fit_warning(difflora: DiffLoRA, model: object) -> str | None:
+    """What to expect of a MODEL that is far from the training base; a MODEL of another family is refused."""
+    fit = difflora.base_fit(_host.base_weights(model))
+    return None if fit is None else fit.warning

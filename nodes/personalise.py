@@ -11,6 +11,7 @@ from . import _host
 from ._types import CATEGORY, DiffLoRAModel
 from .encode_photos import join_photos, photo_inputs
 from .generate_lora import MAX_SEED, describe
+from .load_model import fit_warning
 
 
 class Personalise(io.ComfyNode):
@@ -87,9 +88,11 @@ class Personalise(io.ComfyNode):
     ) -> io.NodeOutput:
         """Photos -> features -> LoRA -> patched copy."""
         own = (difflora or _host.manage(DiffLoRA.load())).on_device()
+        warning = fit_warning(own, model)
         pictures = join_photos(photos, photos_2, photos_3, photos_4)
         read = own.read_photos(pictures, _host.progress(), PhotoChoice(on_missing=without_face))
         lora = own.generate(read.features, seed, progress=_host.progress())
         tensors = lora.state_dict()
         patched = _host.apply_lora(model, tensors, likeness * own.recommended.strength)
-        return io.NodeOutput(patched, tensors, f"{read.report()}\n\n{describe(lora)}")
+        report = [read.report(), describe(lora), *([f"careful: {warning}"] if warning else [])]
+        return io.NodeOutput(patched, tensors, "\n\n".join(report))

@@ -15,7 +15,7 @@ from .files import (
 )
 from .lora_files import input_folder, lora_folder, lora_folder_names, lora_name, new_lora_file
 from .managed import ManagedModel, manage
-from .patching import apply_lora, apply_lora_to_both, lora_hooks
+from .patching import apply_lora, apply_lora_to_both, base_weights, lora_hooks
 from .pipeline import load_text_encoder, load_unet, load_vae
 from .vision import ClipVisionEncoder
 
@@ -25,6 +25,7 @@ __all__ = [
     "Sampling",
     "apply_lora",
     "apply_lora_to_both",
+    "base_weights",
     "checkpoint_names",
     "checkpoint_path",
     "draw_candidates",

@@ -16,6 +16,12 @@ from ...difflora.errors import DiffLoRAError, LayoutError
 from .._match_lora import match_lora
 
 
+def base_weights(model: comfy.model_patcher.ModelPatcher) -> dict[str, Tensor]:
+    """The weights of MODEL as its file has them, without what happens to be patched at the moment."""
+    originals = {name: backup.weight for name, backup in model.backup.items()}
+    return {**model.model_state_dict(), **originals}
+
+
 def fit_lora(
     model: comfy.model_patcher.ModelPatcher, lora: Mapping[str, Tensor], clip: comfy.sd.CLIP | None = None
 ) -> dict[str, Any]:

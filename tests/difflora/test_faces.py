@@ -107,7 +107,7 @@ def test_an_aligned_face_has_its_eyes_in_the_recognisers_places(analyzer: FaceAn
 
 
 def test_the_fingerprint_is_of_the_recognisers_weights(analyzer: FaceAnalyzer) -> None:
-    content = (find_face_pack(PACK) / "recognition.onnx").read_bytes()
+    content = (find_face_pack(PACK).folder / "recognition.onnx").read_bytes()
     assert analyzer.fingerprint == hashlib.sha256(content).hexdigest()[:16]
 
 

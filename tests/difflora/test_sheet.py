@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from difflora.sheet import GAP, MARGIN, SheetRow, beside, draw_grid, draw_note, to_image
+from difflora.sheet import GAP, MARGIN, SheetRow, draw_grid, draw_note, to_image
 
 
 def test_to_image_maps_the_ends_of_the_range():
@@ -21,13 +21,6 @@ def test_grid_places_rows_and_columns():
     assert sheet.getpixel((left + 40 + GAP, bottom - 40 - GAP)) == (0, 0, 255)
     assert sheet.getpixel((left, bottom)) == (255, 255, 255)
     assert sheet.getpixel((left + 40 + GAP, bottom)) == (255, 0, 0)
-
-
-def test_beside_keeps_both_at_the_bottom():
-    low, high = Image.new("RGB", (5, 5), (9, 9, 9)), Image.new("RGB", (7, 20), (3, 3, 3))
-    both = beside(low, high)
-    assert both.size == (12, 20)
-    assert both.getpixel((0, 19)) == (9, 9, 9) and both.getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_a_note_is_as_high_as_its_text() -> None:

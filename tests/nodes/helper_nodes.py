@@ -1,10 +1,12 @@
 """Nodes only for these tests: pictures and LoRAs that nobody should send, and a way to read outputs."""
 
+import copy
 import json
 import tempfile
 from pathlib import Path
 
 import comfy.clip_vision
+import comfy.model_patcher
 import comfy.utils
 import torch
 
@@ -30,6 +32,29 @@ class Picture:
                 "two_people": lambda: torch.cat([image[:1], image[1:]], dim=2),
             }[kind](),
         )
+
+
+class OtherModel:
+    """A MODEL that is not the one a checkpoint was trained on: a distant fine-tune, or another family."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "tests", "make", ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"kind": ("STRING", {}), "model": ("MODEL",)}}
+
+    def make(self, kind, model):
+        network = copy.deepcopy(model.model)
+        torch.manual_seed(0)
+        for module in network.diffusion_model.modules():
+            if isinstance(module, torch.nn.Linear):
+                weight = module.weight.detach()
+                changed = {
+                    "fine-tune": lambda weight=weight: weight + 0.3 * weight.std() * torch.randn_like(weight),
+                    "family": lambda weight=weight: torch.cat([weight, weight]),
+                }[kind]()
+                module.weight = torch.nn.Parameter(changed, requires_grad=False)
+        return (comfy.model_patcher.ModelPatcher(network, model.load_device, model.offload_device),)
 
 
 ENCODER_LAYER = "lora_te_text_model_encoder_layers_0_mlp_fc1"
@@ -108,6 +133,7 @@ class ShowText:
 NODE_CLASS_MAPPINGS = {
     "TestPicture": Picture,
     "TestLora": LoraOf,
+    "TestOtherModel": OtherModel,
     "TestShowText": ShowText,
     "TestClipVision": ClipVision,
 }

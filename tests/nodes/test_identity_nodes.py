@@ -410,3 +410,27 @@ def test_personalise_is_the_three_nodes_in_one(server):
     blank["all"] = {**prompt["all"], "inputs": {**prompt["all"]["inputs"], "photos": ["blank", 0]}}
     with pytest.raises(ExecutionFailed, match="no face found"):
         text(server, blank, ["all", 2])
+
+
+def with_other_model(kind):
+    prompt = people()
+    prompt["other"] = node("TestOtherModel", kind=kind, model=["world", 0])
+    photos = {"photos": ["photos_a", 0], "seed": 0, "likeness": 1.0, "without_face": "error"}
+    prompt["all"] = node("DiffLoRAPersonalise", model=["other", 0], **photos)
+    return prompt
+
+
+def test_a_distant_fine_tune_is_told(server):
+    report = text(server, with_other_model("fine-tune"), ["all", 2])
+    assert "careful: the layers that DiffLoRA changes differ by" in report
+    assert "expect clearly less likeness" in report
+
+
+def test_a_model_of_another_family_is_refused_before_anything_is_patched(server):
+    prompt = with_other_model("family")
+    prompt["difflora"] = node(
+        "DiffLoRALoadModel", checkpoint="synthetic world (built in)", model=["other", 0]
+    )
+    prompt["all"]["inputs"]["difflora"] = ["difflora", 0]
+    with pytest.raises(ExecutionFailed, match="nothing was patched, because"):
+        text(server, prompt, ["all", 2])

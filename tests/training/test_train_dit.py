@@ -15,6 +15,7 @@ from difflora.normalisation import LoraNormalisation
 from difflora.transformer import DitConfig
 from training import train_dit
 from training.common import read_metrics
+from training.dit_losses import Data
 from training.presets import DitTrainingConfig
 from training.train_lae import split_library
 
@@ -43,16 +44,16 @@ CONFIG = DitTrainingConfig(
 )
 
 
-def data() -> train_dit.Data:
+def data() -> Data:
     pool, validation = toy_world.pool(200, seed=0), toy_world.pool(16, seed=1)
     shared_down = init_shared_down(toy_world.LAYOUT)
     library = toy_world.best_loras(pool.select(torch.arange(20)), shared_down)  # only 20 of 200 have a LoRA
     training, held_out = split_library(20, 0.1)
     base = toy_world.ToyBase()
-    return train_dit.Data(library, torch.arange(20), training, held_out, pool, validation, base, shared_down)
+    return Data(library, torch.arange(20), training, held_out, pool, validation, base, shared_down)
 
 
-def networks(given: train_dit.Data) -> LoraHypernetwork:
+def networks(given: Data) -> LoraHypernetwork:
     torch.manual_seed(0)
     made = LoraHypernetwork(toy_world.LAYOUT, SIZES)
     made.set_normalisation(LoraNormalisation.fit(given.flat, toy_world.LAYOUT))
