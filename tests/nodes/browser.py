@@ -1,7 +1,8 @@
 """Drags a workflow into ComfyUI's web page, presses Run, waits for the pictures and takes a screenshot.
 
 As a program, it makes the picture of the README: ``python tests/nodes/browser.py docs/images/comfyui.png``;
-a second argument names another workflow than ``workflows/synthetic.json``.
+a second argument names another workflow than ``workflows/synthetic.json``. Without arguments it makes that
+picture, and ``docs/images/workflow-<name>.png`` of every workflow of the synthetic world.
 Needs ``pip install playwright`` and a Chromium ($CHROMIUM, else the one on the path).
 """
 
@@ -14,8 +15,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from PIL import Image
+
 REPOSITORY = Path(__file__).resolve().parents[2]
-WORKFLOW = REPOSITORY / "workflows" / "synthetic.json"
+WORKFLOWS, IMAGES = REPOSITORY / "workflows", REPOSITORY / "docs" / "images"
+WORKFLOW, README_PICTURE = WORKFLOWS / "synthetic.json", IMAGES / "comfyui.png"
+NEEDS_FILES = "sdxl_"
+"""Workflows whose names start like this need model files that nobody has in a test."""
 FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -34,6 +40,23 @@ DROP = """([name, text]) => {
     canvas.dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true,
                                                 clientX: box.x + 600, clientY: box.y + 400}));
 }"""
+FIT = """([left, top, right, bottom]) => {
+    const canvas = window.app.canvas, nodes = window.app.graph._nodes;
+    const x0 = Math.min(...nodes.map(node => node.pos[0]));
+    const y0 = Math.min(...nodes.map(node => node.pos[1])) - 50;
+    const x1 = Math.max(...nodes.map(node => node.pos[0] + node.size[0]));
+    const y1 = Math.max(...nodes.map(node => node.pos[1] + node.size[1]));
+    const scale = Math.min((right - left) / (x1 - x0), (bottom - top) / (y1 - y0));
+    const page = canvas.canvas.getBoundingClientRect();
+    canvas.ds.scale = scale;
+    canvas.ds.offset = [((left + right) / 2 - page.x) / scale - (x0 + x1) / 2,
+                        ((top + bottom) / 2 - page.y) / scale - (y0 + y1) / 2];
+    canvas.setDirty(true, true);
+}"""
+"""All nodes with their titles as large as they fit; the page's own command leaves a quarter empty."""
+FREE = (72, 85, 1908, 1066)
+"""Pixels of the page that no bar covers: left, top, right, bottom."""
+MESSAGES = ".p-dialog, .p-toast-message-error, .p-toast-message-warn"
 PICTURES_LOADED = """count => {
     const shown = window.app.graph._nodes.filter(node => node.imgs && node.imgs.length);
     return shown.length >= count && shown.every(node => node.imgs.every(image => image.complete));
@@ -70,32 +93,53 @@ def run_in_browser(url: str, screenshot: Path, workflow: Path = WORKFLOW) -> lis
         page.evaluate(DROP, [workflow.name, text])
         page.wait_for_function("() => window.app.graph._nodes.some(node => node.type.startsWith('DiffLoRA'))")
         page.wait_for_timeout(500)
-        page.evaluate("() => window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        page.evaluate(FIT, list(FREE))
         page.wait_for_timeout(500)
         page.get_by_test_id("queue-button").or_(
             page.locator("[data-testid=queue-button], .queue-button-group button")
         ).first.click()
         page.wait_for_function(PICTURES_LOADED, arg=picture_nodes, timeout=120_000)
         page.wait_for_timeout(1000)
-        errors = page.locator(".p-dialog, .p-toast-message-error").all_inner_texts()
+        errors = page.locator(MESSAGES).all_inner_texts()
         page.screenshot(path=str(screenshot))
         browser.close()
     return errors
 
 
-def main(screenshot: str, workflow: str = str(WORKFLOW)) -> None:
-    """Starts a ComfyUI of its own for one screenshot."""
+def synthetic_workflows() -> list[Path]:
+    """Those that run with nothing but this pack."""
+    return sorted(path for path in WORKFLOWS.glob("*.json") if not path.name.startswith(NEEDS_FILES))
+
+
+def all_pictures() -> dict[Path, Path]:
+    """Where a picture goes -> its workflow."""
+    return {README_PICTURE: WORKFLOW} | {
+        IMAGES / f"workflow-{path.stem}.png": path for path in synthetic_workflows()
+    }
+
+
+def reduce_colours(picture: Path) -> None:
+    """256 colours are enough for a screen, and a third of the bytes."""
+    with Image.open(picture) as image:
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(picture, optimize=True)
+
+
+def main(screenshot: str = "", workflow: str = str(WORKFLOW)) -> None:
+    """Starts a ComfyUI of its own for one screenshot, or for all of them."""
     from conftest import prepare_base_directory
     from host_server import Server, find_comfyui
 
     if find_chromium() is None:
         raise SystemExit("needs Chromium ($CHROMIUM)")
+    wanted = {Path(screenshot): Path(workflow)} if screenshot else all_pictures()
     with tempfile.TemporaryDirectory() as folder:
         prepare_base_directory(Path(folder))
         with Server.start(find_comfyui(), Path(folder)) as server:
-            errors = run_in_browser(server.url, Path(screenshot), Path(workflow))
-    if errors:
-        raise SystemExit("the page showed: " + " | ".join(errors))
+            for picture, path in wanted.items():
+                errors = run_in_browser(server.url, picture, path)
+                if errors:
+                    raise SystemExit(f"{path.name}: the page showed: " + " | ".join(errors))
+                reduce_colours(picture)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,10 @@ def prepare_base_directory(base: Path) -> None:
     (base / "custom_nodes" / "ComfyUI-DiffLoRA").symlink_to(PACK)
     shutil.copy(Path(__file__).parent / "helper_nodes.py", base / "custom_nodes")
     settings = base / "user" / "default" / "comfy.settings.json"  # else the web page opens its tutorial
-    settings.write_text(json.dumps({"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}))
+    hidden = dict.fromkeys(
+        ("Comfy.Minimap.Visible", "Comfy.Graph.CanvasMenu", "Comfy.Graph.CanvasInfo"), False
+    )
+    settings.write_text(json.dumps({"Comfy.TutorialCompleted": True, **hidden}))
     # folders of another program, which the user tells the host about
     (base / EXTRA_MODEL_PATHS).write_text(
         f"elsewhere:\n  base_path: {base}/elsewhere\n  insightface: faces\n  loras: models/loras\n"

@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
-from browser import find_chromium, run_in_browser
 from host_server import ExecutionFailed, Interrupted, api_prompt
 
 PACK = Path(__file__).resolve().parents[2]
@@ -240,11 +239,3 @@ def test_lora_of_another_base_model_is_refused_before_patching(server, prompt, k
     with pytest.raises(ExecutionFailed, match=words) as caught:
         server.run(set_input({**prompt, "wrong": lora}, "DiffLoRAApply", lora=["wrong", 0]))
     assert "nothing was patched" in str(caught.value)
-
-
-@needs_weights
-def test_workflow_dragged_into_the_web_page_draws_pictures(server, tmp_path):
-    pytest.importorskip("playwright", reason="the browser test needs: pip install playwright")
-    if find_chromium() is None:
-        pytest.skip("the browser test needs Chromium ($CHROMIUM)")
-    assert run_in_browser(server.url, tmp_path / "page.png") == []
