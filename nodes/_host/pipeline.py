@@ -227,7 +227,8 @@ class _PatchVAE(comfy.sd.VAE):
         self.downscale_ratio = self.upscale_ratio = patch
         self.latent_channels = network.encoder.out_channels
         self.process_input = lambda pictures: pictures * 2.0 - 1.0  # [0, 1] -> [-1, 1]
-        self.process_output = lambda pictures: (pictures / 2.0 + 0.5).clamp(0.0, 1.0)  # [-1, 1] -> [0, 1]
+        # [-1, 1] -> [0, 1], in place and returned: the host takes what is returned, from 0.18 on its argument
+        self.process_output = lambda pictures: pictures.div_(2.0).add_(0.5).clamp_(0.0, 1.0)
         self.first_stage_model = network.eval().to(self.vae_dtype)
         self.patcher = comfy.model_patcher.ModelPatcher(
             network, load_device=self.device, offload_device=comfy.model_management.vae_offload_device()
