@@ -1,6 +1,6 @@
 """Drags a workflow into ComfyUI's web page, presses Run, waits for the pictures and takes a screenshot.
 
-As a program, it makes the picture of the README: ``python tests/nodes/browser.py docs/images/comfyui.png``;
+As a program, it makes a picture: ``python tests/nodes/browser.py docs/images/workflow-synthetic.png``;
 a second argument names another workflow than ``workflows/synthetic.json``. Without arguments it makes that
 picture, and ``docs/images/workflow-<name>.png`` of every workflow of the synthetic world.
 Needs ``pip install playwright`` and a Chromium ($CHROMIUM, else the one on the path).
@@ -20,7 +20,7 @@ from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORKFLOWS, IMAGES = REPOSITORY / "workflows", REPOSITORY / "docs" / "images"
-WORKFLOW, README_PICTURE = WORKFLOWS / "synthetic.json", IMAGES / "comfyui.png"
+WORKFLOW = WORKFLOWS / "synthetic.json"
 NEEDS_FILES = "sdxl_"
 """Workflows whose names start like this need model files that nobody has in a test."""
 FLAGS = (
@@ -98,9 +98,8 @@ def run_in_browser(url: str, screenshot: Path, workflow: Path = WORKFLOW) -> lis
         page.wait_for_timeout(500)
         page.evaluate(FIT, list(FREE))
         page.wait_for_timeout(500)
-        page.get_by_test_id("queue-button").or_(
-            page.locator("[data-testid=queue-button], .queue-button-group button")
-        ).first.click()
+        buttons = page.locator("[data-testid=queue-button], .queue-button-group button")
+        buttons.filter(has_text="Run").first.click()  # its neighbours count up and down
         page.wait_for_function(PICTURES_LOADED, arg=picture_nodes, timeout=120_000)
         page.wait_for_timeout(1000)
         errors = page.locator(MESSAGES).all_inner_texts()
@@ -116,9 +115,7 @@ def synthetic_workflows() -> list[Path]:
 
 def all_pictures() -> dict[Path, Path]:
     """Where a picture goes -> its workflow."""
-    return {README_PICTURE: WORKFLOW} | {
-        IMAGES / f"workflow-{path.stem}.png": path for path in synthetic_workflows()
-    }
+    return {IMAGES / f"workflow-{path.stem}.png": path for path in synthetic_workflows()}
 
 
 def reduce_colours(picture: Path) -> None:

@@ -32,7 +32,7 @@ def prepare_base_directory(base: Path) -> None:
     settings.write_text(json.dumps({"Comfy.TutorialCompleted": True, **hidden}))
     # folders of another program, which the user tells the host about
     (base / EXTRA_MODEL_PATHS).write_text(
-        f"elsewhere:\n  base_path: {base}/elsewhere\n  insightface: faces\n  loras: models/loras\n"
+        f"elsewhere:\n  base_path: {base}/elsewhere\n  insightface: faces\n  upscale_models: models/upscale\n"
         f"more:\n  base_path: {base}\n  loras: more_loras\n"
     )
     for folder in ("faces/models/nested_pack/nested_pack", "models/insightface/models/pack_beside"):
