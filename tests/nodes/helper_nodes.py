@@ -44,7 +44,9 @@ class OtherModel:
         return {"required": {"kind": ("STRING", {}), "model": ("MODEL",)}}
 
     def make(self, kind, model):
-        network = copy.deepcopy(model.model)
+        network = copy.copy(model.model)  # not deeply: newer hosts keep things in it that cannot be copied
+        network._modules = dict(network._modules)
+        network.diffusion_model = copy.deepcopy(model.model.diffusion_model)
         torch.manual_seed(0)
         for module in network.diffusion_model.modules():
             if isinstance(module, torch.nn.Linear):

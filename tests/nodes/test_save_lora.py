@@ -80,7 +80,9 @@ def test_everything_beside_and_inside_of_the_file(server):
         "anna_00001_.safetensors",
     ]
     with Image.open(path.with_suffix(".png")) as preview:
-        drawn = prompts.pictures(server, prompts.applied(1.0))[0]
+        again = prompts.applied(1.0)
+        again["save"]["inputs"]["filename_prefix"] = "beside"  # newer hosts leave cached nodes out
+        drawn = prompts.pictures(server, again)[0]
         assert np.abs(np.asarray(preview) - drawn).max() <= 1  # core's Save Image rounds down
     _, metadata = load_safetensors(path)
     assert (metadata["modelspec.title"], metadata["modelspec.description"]) == ("Ann", "She agreed.")
