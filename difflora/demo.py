@@ -23,6 +23,7 @@ from .files import atomic_save
 from .lora import Lora
 from .model import DiffLoRA
 from .patch import apply_lora
+from .photos import Photo
 from .sheet import SheetRow, draw_grid, to_image
 from .synthetic import world
 from .synthetic.judge import Judge
@@ -141,7 +142,8 @@ def run_demo(
         model = DiffLoRA.load(device=device)
         base = BaseModel.load(world.BASE_MODEL, device=device)
     with watch.stage("photo -> face -> features"):
-        features = [model.encode([photo]) for photo in (out / "reference.png", *photos[1:])]
+        first: Photo = out / "reference.png"
+        features = [model.encode([photo]) for photo in (first, *photos[1:])]
     with watch.stage("features -> LoRA (diffusion transformer, LAE)"):
         loras = [model.generate(own, seed=seed) for own in features]
         loras[0].save(out / "lora.safetensors")
@@ -163,15 +165,18 @@ def run_demo(
             truth = render(own.expand(len(measured), -1), measured).pictures * 2 - 1  # (R*K, 3, H, W)
             rows = {"base_model": plain, "personalised": pictures, "true_renders": truth}
             people.append(PersonReport(person + index, *judge_rows(judge, own, measured, rows)))
-    means = [
-        {name: round(fmean(getattr(one, what)[name] for one in people), 3) for name in rows}
-        for what in ("identity_similarity", "prompt_accuracy")
-    ]
-    report = DemoReport(seed, strength, scenes.prompts(), *means, people, watch.seconds)
+    similarity = mean_of([one.identity_similarity for one in people])
+    accuracy = mean_of([one.prompt_accuracy for one in people])
+    report = DemoReport(seed, strength, scenes.prompts(), similarity, accuracy, people, watch.seconds)
     atomic_save(out / "grid.png", draw_demo(photos, scenes, plain, personalised, people).save)
     text = json.dumps(asdict(report), indent=2) + "\n"
     atomic_save(out / "report.json", lambda path: path.write_text(text, encoding="utf-8"))
     return report
+
+
+def mean_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean over people of every row's value."""
+    return {name: round(fmean(own[name] for own in rows), 3) for name in rows[0]}
 
 
 def scene_with(phrases: Sequence[str]) -> Scene:
