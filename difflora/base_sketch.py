@@ -32,8 +32,8 @@ from .model_family import adapted_weights
 SKETCH_SIZE = 64  # K: 33 KB for SD 1.5's 128 attention projections, 143 KB for SDXL's 560
 SIGNS_VERSION = "difflora-signs-1"
 FAR = 0.1
-"""Relative distance from which users are warned: where, between the fine-tunes that were measured, half of
-the likeness that a LoRA adds is lost (docs/base_fit.md)."""
+"""Relative distance from which users are warned: between two steep fine-tunes that lost likeness. Distance
+alone does not decide; slow training went further and lost none (docs/base_fit.md)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ class BaseFit:
 
     @property
     def is_far(self) -> bool:
-        """Whether likeness is known to suffer."""
+        """Whether likeness may suffer."""
         return self.distance > FAR
 
     @property
@@ -86,8 +86,8 @@ class BaseFit:
             return None
         return (
             f"the layers that DiffLoRA changes differ by {self.distance:.0%} from {self.base_model}'s, "
-            f"which this checkpoint was trained on: above {FAR:.0%} expect clearly less likeness, so use "
-            f"{self.base_model} or a model closer to it"
+            f"which this checkpoint was trained on: above {FAR:.0%} likeness may suffer, so compare with "
+            f"pictures of {self.base_model} itself"
         )
 
 

@@ -149,7 +149,7 @@ class DiffLoRA:
             weights: of the model: the U-Net's state dict, in diffusers' or ComfyUI's names.
 
         Returns:
-            Distance, and a warning if likeness will suffer; None if the checkpoint is too old to tell.
+            Distance, and a warning if likeness may suffer; None if the checkpoint is too old to tell.
 
         Raises:
             LayoutError: a model of another family: its LoRAs would not fit.

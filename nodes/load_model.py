@@ -52,7 +52,7 @@ class LoadModel(io.ComfyNode):
                     optional=True,
                     tooltip="The MODEL that the LoRAs are for. Connect it to be told at once if the "
                     "checkpoint belongs to another family of models, or if this fine-tune of the right "
-                    "family is so far away that likeness will suffer.",
+                    "family is so far away that likeness may suffer.",
                 ),
             ],
             outputs=[

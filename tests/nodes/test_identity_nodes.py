@@ -423,7 +423,7 @@ def with_other_model(kind):
 def test_a_distant_fine_tune_is_told(server):
     report = text(server, with_other_model("fine-tune"), ["all", 2])
     assert "careful: the layers that DiffLoRA changes differ by" in report
-    assert "expect clearly less likeness" in report
+    assert "likeness may suffer" in report
 
 
 def test_a_model_of_another_family_is_refused_before_anything_is_patched(server):
