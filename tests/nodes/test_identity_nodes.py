@@ -180,7 +180,7 @@ def cancel(server, prompt: dict, class_type: str) -> None:
         running = pool.submit(server.run, prompt)
         while not server.get("/queue")["queue_running"]:
             time.sleep(0.02)
-        time.sleep(0.3)
+        time.sleep(0.2)
         server.interrupt()
         with pytest.raises(Interrupted, match=class_type):
             running.result()
@@ -202,6 +202,8 @@ def test_cancel_stops_the_search_for_faces(server):
         ["first", 0],
     )  # models and photos are in the cache afterwards
     del prompt["lora_a"], prompt["world"]
+    again = {f"photos_{number}": ["photos_a", 0] for number in (2, 3, 4)}  # 64 photos: longer than the wait
+    prompt["encode_a"]["inputs"] |= again
     cancel(server, {**prompt, "shown": node("TestShowText", text=["encode_a", 1])}, "DiffLoRAEncodePhotos")
 
 
