@@ -271,7 +271,7 @@ def main(arguments: list[str] | None = None) -> None:
     size, device = SIZES[options.size], torch.device(options.device)
     chosen = preset(size.networks)
     # the small preset is for another base model; what a LoRA is, is the real one's
-    chosen = Preset(chosen.networks, library=preset("sdxl").library)
+    chosen = Preset(chosen.networks, lora_library=preset("sdxl").lora_library)
     report: dict[str, Any] = {
         "command": "python -m training.benchmark "
         + " ".join(sys.argv[1:] if arguments is None else arguments),

@@ -207,7 +207,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def library_config(options: argparse.Namespace) -> LibraryConfig:
     """The preset's settings, with what the options say instead."""
-    return apply_options(preset(options.preset).library, options)
+    return apply_options(preset(options.preset).lora_library, options)
 
 
 def open_people(options: argparse.Namespace) -> tuple[People, int]:

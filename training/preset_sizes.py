@@ -62,7 +62,7 @@ def random_model(
         dtype: of the networks.
         device: where they go.
     """
-    library = chosen.library
+    library = chosen.lora_library
     layout = base.layout(library.targets, library.rank)
     networks = LoraHypernetwork(layout, chosen.networks).to_precision(dtype).to(device)
     down = {name: tensor.to(device) for name, tensor in init_shared_down(layout).items()}
@@ -126,11 +126,11 @@ def measure(name: str, dtype: torch.dtype, device: torch.device) -> dict[str, An
         for encoder, sizes in base.image_encoders.items():
             tower = VisionTower(VisionConfig.from_json(dict(sizes)))
             encoders[encoder] = {"parameters": count(tower), "feature_width": tower.config.projection_dim}
-    trained_down = base.layout(chosen.library.targets, chosen.library.rank, train_down=True)
+    trained_down = base.layout(chosen.lora_library.targets, chosen.lora_library.rank, train_down=True)
     return {
         "base_model": base.name,
         "lora": {
-            "targets": chosen.library.targets,
+            "targets": chosen.lora_library.targets,
             "modules": len(lora.up),
             "rank": model.layout.rank,
             "parameters": trained_down.num_parameters,

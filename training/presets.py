@@ -58,7 +58,7 @@ class Preset:
         networks: sizes of LAE, MIF and DiT.
         lae: how the LAE is trained.
         dit: how MIF and DiT are trained.
-        library: how the LoRAs are made.
+        lora_library: how the LoRAs are made.
         drawing: how the base model draws.
         files: where things are by default.
         base: what kind of base model it is for; None for the synthetic one.
@@ -67,7 +67,7 @@ class Preset:
     networks: HypernetworkConfig
     lae: LaeTrainingConfig = field(default_factory=LaeTrainingConfig)
     dit: DitTrainingConfig = field(default_factory=DitTrainingConfig)
-    library: LibraryConfig = field(default_factory=LibraryConfig)
+    lora_library: LibraryConfig = field(default_factory=LibraryConfig)
     drawing: Drawing = field(default_factory=Drawing)
     files: Files = EMBEDDED_FILES
     base: BasePreset | None = None

@@ -20,9 +20,6 @@ from difflora.layout import LoraLayout, listing
 from difflora.lora_keys import PEFT_PREFIX
 
 PERSON_COLUMN = "identity"
-CSV_COMMAND = (
-    "python -c \"import torch; torch.load('identity_df.pt', weights_only=False).to_csv('identities.csv')\""
-)
 WEIGHTS_PARTS = {"lora_down": "lora_A.weight", "lora_up": "lora_B.weight"}
 
 
@@ -200,7 +197,7 @@ def read_pickled_table(path: Path) -> dict[str, list[str]]:
         except (CheckpointError, AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
             raise CheckpointError(
                 f"{path} is no table of a pandas version that is known here ({error}). If you trust it, "
-                f"write a .csv with {CSV_COMMAND} and give that"
+                "open it with pandas, write a .csv with its to_csv and give that"
             ) from error
 
 

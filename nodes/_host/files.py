@@ -42,14 +42,7 @@ def checkpoint_path(name: str) -> str:
     Raises:
         CheckpointError: if it is no longer there.
     """
-    path = folder_paths.get_full_path(MODEL_FOLDER, name)
-    if path is None:
-        folders = ", ".join(folder_paths.get_folder_paths(MODEL_FOLDER))
-        raise CheckpointError(
-            f"DiffLoRA checkpoint {name!r} not found; looked in {folders}: put the file there and "
-            f"press R in ComfyUI to refresh the list"
-        )
-    return path
+    return _existing_path(MODEL_FOLDER, "DiffLoRA checkpoint", name, "put the file there")
 
 
 def face_folders() -> list[str]:
@@ -95,12 +88,16 @@ def identity_path(name: str) -> str:
     Raises:
         CheckpointError: if it is no longer there.
     """
-    path = folder_paths.get_full_path(IDENTITY_FOLDER, name)
+    return _existing_path(IDENTITY_FOLDER, "identity", name, "save one with Save Identity,")
+
+
+def _existing_path(kind: str, what: str, name: str, advice: str) -> str:
+    path = folder_paths.get_full_path(kind, name)
     if path is None:
-        folders = ", ".join(folder_paths.get_folder_paths(IDENTITY_FOLDER))
+        folders = ", ".join(folder_paths.get_folder_paths(kind))
         raise CheckpointError(
-            f"identity {name!r} not found; looked in {folders}: save one with Save Identity, and press R in "
-            f"ComfyUI to refresh the list"
+            f"{what} {name!r} not found; looked in {folders}: {advice} and press R in "
+            "ComfyUI to refresh the list"
         )
     return path
 

@@ -26,7 +26,7 @@ def test_peak_counts_what_is_held_at_once():
 
 
 def test_report_of_a_small_preset(monkeypatch):
-    small = replace(presets.preset("tiny"), base=MINI_SDXL, library=presets.preset("sdxl").library)
+    small = replace(presets.preset("tiny"), base=MINI_SDXL, lora_library=presets.preset("sdxl").lora_library)
     monkeypatch.setitem(presets.PRESETS, "small", small)
     report = measure("small", torch.bfloat16, CPU)
     assert report["lora"]["modules"] == 560

@@ -37,7 +37,7 @@ def test_feature_widths_are_filled_in() -> None:
 @pytest.mark.parametrize("name", BASE_PRESETS)
 def test_real_base_models_ask_for_what_users_bring(name: str, tmp_path: Path) -> None:
     given = preset(name)
-    assert given.library.targets == "attention" and given.library.rank == 4
+    assert given.lora_library.targets == "attention" and given.lora_library.rank == 4
     assert given.networks.mif.image_width == 768  # CLIP ViT-L/14
     assert given.file("base", tmp_path) == tmp_path
     for kind, message in (("face_pack", "--face-pack .* antelopev2 or buffalo_l"), ("photos", "--photos")):
@@ -48,7 +48,7 @@ def test_real_base_models_ask_for_what_users_bring(name: str, tmp_path: Path) ->
 def test_yes_or_no_options_override_the_preset() -> None:
     parser = argparse.ArgumentParser()
     config_options(parser, LibraryConfig)
-    library = preset("sdxl").library
+    library = preset("sdxl").lora_library
     assert library.checkpointing
     assert apply_options(library, parser.parse_args(["--rank", "8"])).rank == 8
     assert apply_options(library, parser.parse_args([])).checkpointing

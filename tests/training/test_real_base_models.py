@@ -40,10 +40,12 @@ def small(name: str) -> presets.Preset:
     dit = replace(
         tiny.dit, num_steps=2, image_loss_from=1, validate_every=2, image_people=1, image_loss_weight=1.0
     )
-    library = replace(preset(name).library, steps=2, pictures=2, precision="float32")
+    library = replace(preset(name).lora_library, steps=2, pictures=2, precision="float32")
     drawing = Drawing(num_steps=1, guidance_scale=2.0, people_at_once=1)
     lae = replace(tiny.lae, num_steps=4)
-    return replace(preset(name), networks=tiny.networks, lae=lae, dit=dit, library=library, drawing=drawing)
+    return replace(
+        preset(name), networks=tiny.networks, lae=lae, dit=dit, lora_library=library, drawing=drawing
+    )
 
 
 @pytest.mark.parametrize("name", MODULES)
