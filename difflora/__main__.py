@@ -7,6 +7,7 @@ import importlib.util
 import sys
 import textwrap
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -170,7 +171,7 @@ def silence(*packages: str) -> None:
     """Keep Hugging Face libraries from drawing bars and giving advice while they load half a megabyte."""
     for package in packages:
         if importlib.util.find_spec(package) is not None:
-            logging = importlib.import_module(f"{package}.utils.logging")
+            logging = import_module(f"{package}.utils.logging")
             logging.set_verbosity_error()
             logging.disable_progress_bar()
 

@@ -199,7 +199,7 @@ def load_checkpoint(
             f"{path}: weights do not fit its own configuration: get the file again, it is damaged"
         ) from error
     return Checkpoint(
-        networks.eval().requires_grad_(False),
+        networks.train(False).requires_grad_(False),
         _read_shared_down(path, tensors, own_layout),
         header["base_model"],
         header["face_pack"],

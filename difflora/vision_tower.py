@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-ACTIVATIONS = {
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "gelu": functional.gelu,
-}
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """OpenAI's CLIP has x * sigmoid(1.702 x), elementwise, for GELU."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": functional.gelu}
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("web/docs/*.md")])
-LINK = re.compile(r"\]\((?!https?://)([^)#]+)\)")
-QUOTE = re.compile(r"“([^”]+)”")
-FILE = re.compile(r"`((?:workflows|docs|training|difflora|nodes)/[\w/.-]+\.\w+)`")
+LINK = r"\]\((?!https?://)([^)#]+)\)"
+QUOTE = r"“([^”]+)”"
+FILE = r"`((?:workflows|docs|training|difflora|nodes)/[\w/.-]+\.\w+)`"
 NO_ERRORS = ("a person",)
 """Quoted in the documents, but a prompt."""
 
@@ -25,15 +25,15 @@ def source() -> str:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     text = page.read_text(encoding="utf-8")
-    for target in LINK.findall(text):
+    for target in re.findall(LINK, text):
         assert (page.parent / target).exists(), f"{page.name} links {target}"
-    for target in FILE.findall(text):
+    for target in re.findall(FILE, text):
         assert (ROOT / target).exists(), f"{page.name} names {target}"
 
 
 def test_troubleshooting_quotes_errors_that_exist():
     code, page = source(), (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-    quotes = [quote for quote in QUOTE.findall(page) if quote not in NO_ERRORS]
+    quotes = [quote for quote in re.findall(QUOTE, page) if quote not in NO_ERRORS]
     assert len(quotes) > 20
     for quote in quotes:
         for part in quote.split("…"):

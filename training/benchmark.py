@@ -114,7 +114,7 @@ def measure_generation(
     model = random_model(chosen, size.base, dtype, device)
     features = random_features(model, num_photos=1)
     layout = size.base.layout(rank=options.regressor_rank, train_down=True)
-    regressor = LoraRegressor(layout, size.regressor).to(device, dtype).eval().requires_grad_(False)
+    regressor = LoraRegressor(layout, size.regressor).to(device, dtype).train(False).requires_grad_(False)
     sizes = size.regressor
     image = torch.randn(1, sizes.image_tokens, sizes.image_width).to(device, dtype)  # (1, T, C)
     face = torch.randn(1, sizes.face_width).to(device, dtype)  # (1, 512)
@@ -157,7 +157,7 @@ def random_base(base: BasePreset, device: torch.device) -> BaseModel:
     generator = torch.Generator(device).manual_seed(0)
     for parameter in unet.parameters():
         parameter.data.uniform_(-0.02, 0.02, generator=generator)
-    unet = unet.eval().requires_grad_(False)
+    unet = unet.train(False).requires_grad_(False)
     levels = len(base.autoencoder["block_out_channels"])
     autoencoder = SimpleNamespace(config=SimpleNamespace(block_out_channels=(1,) * levels))
     alphas = torch.linspace(0.9999, 0.005, 1000, device=device)

@@ -44,7 +44,7 @@ HEADINGS = {
     "true_renders": "true",
 }
 SHEET_PEOPLE = 10
-README_TABLE = re.compile(r"(<!-- evaluation:.*?-->\n)(.*?)(<!-- /evaluation -->)", re.DOTALL)
+README_TABLE = r"(<!-- evaluation:.*?-->\n)(.*?)(<!-- /evaluation -->)"
 PAGE = """# Evaluation
 
 Written by `{command}` on one machine ({machine}), with
@@ -153,7 +153,7 @@ def write_report(report: Mapping[str, Any], out: Path, readme: Path | None) -> N
     texts = {out / "evaluation.json": text, out / "evaluation.md": markdown(report)}
     if readme is not None:
         text, table = readme.read_text(encoding="utf-8"), readme_table(report)
-        texts[readme] = README_TABLE.sub(lambda match: match[1] + table + match[3], text)
+        texts[readme] = re.sub(README_TABLE, lambda match: match[1] + table + match[3], text, flags=re.DOTALL)
     for path, text in texts.items():
         atomic_save(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
 

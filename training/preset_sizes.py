@@ -67,7 +67,7 @@ def random_model(
     networks = LoraHypernetwork(layout, chosen.networks).to_precision(dtype).to(device)
     down = {name: tensor.to(device) for name, tensor in init_shared_down(layout).items()}
     pack, encoder = base.face_packs[0], next(iter(base.image_encoders))
-    networks = networks.eval().requires_grad_(False)
+    networks = networks.train(False).requires_grad_(False)
     return DiffLoRA(Checkpoint(networks, down, base.name, pack, encoder))
 
 
