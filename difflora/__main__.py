@@ -77,6 +77,15 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="another folder in which insightface model packs may be; may be given several times",
     )
+    doctor.add_argument(
+        "--models",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FOLDER",
+        help="ComfyUI's models folder, to examine your checkpoints in models/difflora; found by itself where "
+        "this is a node pack in custom_nodes; may be given several times",
+    )
     return parser
 
 
@@ -160,9 +169,18 @@ def best_seed(args: argparse.Namespace, model: DiffLoRA, features: IdentityFeatu
 
 def doctor(args: argparse.Namespace) -> int:
     """Examine the installation; 1 if something needed is broken."""
-    from .doctor import DEFAULT_FOLDERS, examine, is_broken, to_json, to_text
+    from .doctor import DEFAULT_FOLDERS, examine
+    from .findings import is_broken, to_json, to_text
+    from .own_checkpoints import find_checkpoints, installed_models
 
-    findings = examine((*args.face_folder, *DEFAULT_FOLDERS))
+    for folder in args.models:
+        if not folder.is_dir():
+            raise DiffLoRAError(f"--models {folder}: no such folder")
+    models = args.models or [folder for folder in [installed_models()] if folder is not None]
+    faces = [*args.face_folder, *(folder / "insightface" for folder in models), *DEFAULT_FOLDERS]
+    checkpoints = [path for folder in models for path in find_checkpoints(folder / "difflora")]
+    encoders = [folder / kind for folder in models for kind in ("clip_vision", "difflora")]
+    findings = examine(faces, checkpoints, encoders)
     print(to_json(findings) if args.json else to_text(findings))
     return int(is_broken(findings))
 

@@ -43,7 +43,8 @@ FLOW = (
     *("synthetic.recognisers", "synthetic.detector"),
     *("synthetic.attributes", "synthetic.world", "synthetic.judge", "synthetic"),
     # and what a person starts
-    *("sheet", "reference_sheet", "ranking_sheet", "demo", "doctor", "__init__", "__main__"),
+    *("sheet", "reference_sheet", "ranking_sheet", "demo"),
+    *("findings", "own_checkpoints", "doctor", "__init__", "__main__"),
 )
 HOST = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "server", "execution"}
 
