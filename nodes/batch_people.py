@@ -50,6 +50,7 @@ class BatchPeople(io.ComfyNode):
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,  # a new seed after every run would make all LoRAs again
                     tooltip="As in Generate LoRA. Another seed makes all LoRAs again.",
                 ),
                 io.Int.Input(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("web/docs/*.md")])
+PAGES = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("web/docs/**/*.md")])
 LINK = r"\]\((?!https?://)([^)#]+)\)"
 QUOTE = r"“([^”]+)”"
 FILE = r"`((?:workflows|docs|training|difflora|nodes)/[\w/.-]+\.\w+)`"
@@ -54,3 +55,16 @@ def test_every_node_has_a_help_page():
     nodes = set(re.findall(r'node_id="(\w+)"', source()))
     assert nodes == {page.stem for page in ROOT.glob("web/docs/*.md")}
     assert len(nodes) > 10
+
+
+def test_chinese_help_pages_name_what_the_node_names_in_chinese():
+    """ComfyUI takes docs/<node id>/<language>.md where there is one, else docs/<node id>.md."""
+    nodes = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
+    assert {page.parent.name for page in ROOT.glob("web/docs/*/zh.md")} == nodes.keys()
+    for node_id, texts in nodes.items():
+        page = (ROOT / "web" / "docs" / node_id / "zh.md").read_text(encoding="utf-8")
+        assert page.startswith(f"# {texts['display_name']}\n")
+        named = {entry["name"] for kind in ("inputs", "outputs") for entry in texts[kind].values()}
+        assert set(re.findall(r"^- \*\*(.+?)\*\*", page, re.MULTILINE)) <= named | {"set_cond_area"}, node_id
+        others = {entry["display_name"] for entry in nodes.values()}
+        assert set(re.findall(QUOTE, page)) <= others, node_id
