@@ -27,8 +27,8 @@ FLAGS = (
     ),
     ("--bf16-unet", "--bf16-vae", "--bf16-text-enc", "--force-channels-last", "--cache-lru", "3"),
 )
-ROUNDING = 4.0
-"""Grey levels of 255 by which half precision may change the mean of a picture."""
+ROUNDING = 1.0
+"""Grey levels of 255. The built-in models are too small to gain from half precision, so they keep theirs."""
 
 
 @pytest.fixture(scope="module", params=FLAGS, ids=lambda flags: flags[0])
@@ -49,4 +49,4 @@ def test_two_queued_prompts_draw_the_person_as_without_flags(flagged: Server, se
         expected = prompts.pictures(server, graph)
         assert np.abs(picture - expected).mean() < ROUNDING
     somebody = prompts.pictures(server, prompts.plain(seed=1))
-    assert np.abs(drawn[0] - somebody).mean() > 2 * ROUNDING
+    assert np.abs(drawn[0] - somebody).mean() > 4 * ROUNDING
