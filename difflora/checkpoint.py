@@ -45,13 +45,13 @@ class Recommended:
 
     Args:
         strength: multiplier of the LoRA.
-        num_steps: sampler steps.
+        num_steps: sampler steps. More than a few gain nothing (docs/decisions.md).
         guidance_scale: classifier-free guidance, 1 is none.
         noise_scale: of the starting noise: 1 samples, 0 follows the mean prediction.
     """
 
     strength: float = 1.0
-    num_steps: int = 8
+    num_steps: int = 4
     guidance_scale: float = 1.0
     noise_scale: float = 1.0
 

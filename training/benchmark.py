@@ -250,12 +250,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each generator")
+    parser.add_argument("--rounds", type=int, default=15, help="measurements of each generator")
     parser.add_argument("--regressor-rank", type=int, default=8, help="of its LoRAs; published: 8")
     parser.add_argument("--train-steps", type=int, default=100, help="that training is said to take")
     parser.add_argument("--measured-train-steps", type=int, default=3, help="of them really done")
     parser.add_argument("--train-px", type=int, default=256, help="picture size in training; real: 1024")
-    parser.add_argument("--host-rounds", type=int, default=3, help="applications of each kind")
+    parser.add_argument("--host-rounds", type=int, default=5, help="applications of each kind")
     parser.add_argument("--host-steps", type=int, default=3, help="sampling steps after each")
     parser.add_argument("--host-px", type=int, default=256, help="picture size of sampling steps")
     home = Path(os.environ.get("COMFYUI_PATH") or Path.home() / "comfy" / "ComfyUI")
@@ -279,15 +279,16 @@ def main(arguments: list[str] | None = None) -> None:
         **{name: getattr(options, name) for name in ("size", "device", "dtype", "threads")},
     }
     with tempfile.TemporaryDirectory() as folder:
+        # the host first: what this process keeps of the other parts would leave it too little memory
+        if "host" in options.parts:
+            say("in ComfyUI ...")
+            report["host"] = measure_host(size, chosen, options, Path(folder))
         if "generation" in options.parts:
             say("generating ...")
             report["generation"] = measure_generation(size, chosen, options, Path(folder))
         if "training" in options.parts:
             say("training ...")
             report["training"] = measure_training(size, options)
-        if "host" in options.parts:
-            say("in ComfyUI ...")
-            report["host"] = measure_host(size, chosen, options, Path(folder))
     report["ratios"] = ratios(report)
     texts = {"benchmark.json": json.dumps(report, indent=1) + "\n", "benchmark.md": markdown(report)}
     for file, text in texts.items():

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from difflora.autoencoder import explained_variance
 from difflora.base_model import BaseModel
+from difflora.checkpoint import Recommended
 from difflora.diffusion import diffusion_loss, q_sample
 from difflora.hypernetwork import LoraHypernetwork
 from difflora.layout import SharedDown
@@ -165,7 +166,7 @@ def measure(
             device
         )  # (B, T, C)
         return networks.decode_latents(
-            networks.sample(condition, noise, 8, noise_scale=noise_scale)
+            networks.sample(condition, noise, Recommended.num_steps, noise_scale=noise_scale)
         )  # (B, P)
 
     rows = first_rows(data.held_out, HELD_OUT_ROWS)  # (B,)
