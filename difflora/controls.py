@@ -2,7 +2,7 @@
 
 With few identities these can match a diffusion model, so every evaluation reports them.
 Letters: n LoRAs of a library, m photos of their people, B people asked about, C feature width,
-Q principal components, P parameters of one LoRA.
+Q principal components, H hidden width, P parameters of one LoRA.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import LayoutError
 
 SMALLEST_VARIANCE = 1e-6
 """Of the largest: what is less is rounding in float32, and dividing by it would blow it up."""
+MLP_WIDTH, MLP_DROPOUT, MLP_BATCH = 256, 0.2, 64
+MLP_LEARNING_RATE, MLP_WEIGHT_DECAY, MLP_MEASURE_EVERY = 1e-3, 1e-2, 25
 
 
 def mean_lora(library: Tensor) -> Tensor:
@@ -126,3 +128,89 @@ class RidgeRegression:
     def predict(self, features: Tensor) -> Tensor:
         """(B, C) -> (B, Q)."""
         return torch.addmm(self.target_mean, features - self.feature_mean, self.weights)  # (B, Q)
+
+
+@dataclass(frozen=True, eq=False)
+class MlpRegression:
+    """Multilayer perceptron from features to targets, trained in weight space.
+
+    Args:
+        feature_mean: (C,).
+        feature_unit: (C,).
+        target_mean: (Q,).
+        target_unit: () one unit for all targets: an error counts by its size in weight space.
+        network: (B, C) -> (B, Q).
+    """
+
+    feature_mean: Tensor
+    feature_unit: Tensor
+    target_mean: Tensor
+    target_unit: Tensor
+    network: nn.Sequential
+
+    @classmethod
+    def fit(
+        cls, features: Tensor, targets: Tensor, held_out: Tensor, seed: int = 0, num_steps: int = 1500
+    ) -> MlpRegression:
+        """Train with AdamW and dropout; the step that predicts the held-out rows best is kept.
+
+        Args:
+            features: (m, C), in units in which numbers may be compared.
+            targets: (m, Q).
+            held_out: (m,) bool, rows that only choose the step: whole people, not some of their photos.
+            seed: of everything random.
+            num_steps: at most.
+
+        Raises:
+            LayoutError: nothing is left to train on, or to choose the step by.
+        """
+        if not held_out.any() or held_out.all():
+            raise LayoutError("an MLP needs photos to train on and held-out ones: give a larger library")
+        feature_mean, target_mean = features.mean(dim=0), targets.mean(dim=0)  # (C,), (Q,)
+        feature_unit = (features - feature_mean).square().mean().sqrt().expand(features.shape[1])  # (C,)
+        target_unit = (targets - target_mean).square().mean().sqrt()  # ()
+        x, y = (features - feature_mean) / feature_unit, (targets - target_mean) / target_unit
+        with torch.random.fork_rng(), torch.enable_grad():
+            torch.manual_seed(seed)
+            network = nn.Sequential(
+                nn.Linear(x.shape[1], MLP_WIDTH), nn.SiLU(), nn.Dropout(MLP_DROPOUT),
+                nn.Linear(MLP_WIDTH, MLP_WIDTH), nn.SiLU(), nn.Dropout(MLP_DROPOUT),
+                nn.Linear(MLP_WIDTH, y.shape[1]),
+            )  # fmt: skip
+            train_mlp(network, (x[~held_out], y[~held_out]), (x[held_out], y[held_out]), num_steps)
+        return cls(feature_mean, feature_unit, target_mean, target_unit, network.requires_grad_(False))
+
+    def predict(self, features: Tensor) -> Tensor:
+        """(B, C) -> (B, Q)."""
+        standardised = (features - self.feature_mean) / self.feature_unit  # (B, C)
+        return self.target_mean + self.target_unit * self.network(standardised)  # (B, Q)
+
+
+def train_mlp(
+    network: nn.Sequential, train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor], num_steps: int
+) -> None:
+    """Train a network in place, and leave it as it was when it predicted the held-out rows best.
+
+    Args:
+        network: (B, C) -> (B, Q).
+        train: inputs (m, C) and targets (m, Q).
+        held_out: the same of other people.
+        num_steps: of which every `MLP_MEASURE_EVERY`th is measured.
+    """
+    optimiser = torch.optim.AdamW(network.parameters(), MLP_LEARNING_RATE, weight_decay=MLP_WEIGHT_DECAY)
+    best, best_error = {name: t.clone() for name, t in network.state_dict().items()}, float("inf")
+    for step in range(num_steps):
+        rows = torch.randint(len(train[0]), (MLP_BATCH,))  # (B,)
+        loss = (network(train[0][rows]) - train[1][rows]).square().mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        if (step + 1) % MLP_MEASURE_EVERY == 0:
+            network.eval()
+            with torch.no_grad():
+                error = float((network(held_out[0]) - held_out[1]).square().mean())
+            network.train()
+            if error < best_error:
+                best, best_error = {name: t.clone() for name, t in network.state_dict().items()}, error
+    network.load_state_dict(best)
+    network.eval()

@@ -16,9 +16,10 @@ from difflora.diffusion import diffusion_loss, q_sample
 from difflora.hypernetwork import LoraHypernetwork
 from difflora.layout import SharedDown
 from difflora.normalisation import WeightRows
-from training.image_loss import image_loss_weight, noised_latents, picture_losses
+from training.image_loss import MakesLoras, image_loss_weight, noised_latents, picture_losses
 from training.photo_pool import PhotoPool, choose_photos
 from training.presets import DitTrainingConfig
+from training.settings import RegressorTrainingConfig
 from training.train_lae import first_rows, noise_like
 
 HELD_OUT_ROWS = 64
@@ -176,23 +177,48 @@ def measure(
     values = {"held_out_r2": float(explained_variance(normalise(guess), normalise(held_out)))}
 
     everybody = torch.arange(len(data.validation), device=device)  # (B,)
-    fixed = torch.Generator().manual_seed(1)
-    *_, pictures = choose_photos(data.validation.valid, 1, config.pictures_per_person, fixed)  # (B, K)
-    image_latents, prompts = data.validation.pictures(everybody, pictures)  # (B*K, Cl, h, w), (B*K, L, W)
+    for name, noise_scale in (("image_gain", 1.0), ("image_gain_zero", 0.0)):
+        flat = generate(data.validation, everybody, noise_scale)  # (B, P)
+        values[name] = image_gain(
+            data.base, networks, data.shared_down, data.validation, flat, config, people_at_once
+        )
+    return values
 
-    def loss(flat: Tensor, strength: float) -> float:
+
+@torch.no_grad()
+def image_gain(
+    base: BaseModel,
+    networks: MakesLoras,
+    shared_down: SharedDown,
+    validation: PhotoPool,
+    flat: Tensor,
+    config: DitTrainingConfig | RegressorTrainingConfig,
+    people_at_once: int,
+) -> float:
+    """1 - (loss with the LoRAs) / (loss of the base model) on pictures of validation people.
+
+    Args:
+        base: frozen base model.
+        networks: for the layout.
+        shared_down: module -> lora_down.
+        validation: photos of B people.
+        flat: (B, P) their LoRAs, made from the first reference photo that `choose_photos` draws with seed 1.
+        config: for the number of pictures and the precision.
+        people_at_once: people in one pass of the base model.
+    """
+    everybody = torch.arange(len(validation), device=flat.device)  # (B,)
+    fixed = torch.Generator().manual_seed(1)
+    *_, pictures = choose_photos(validation.valid, 1, config.pictures_per_person, fixed)  # (B, K)
+    image_latents, prompts = validation.pictures(everybody, pictures)  # (B*K, Cl, h, w), (B*K, L, W)
+
+    def loss(strength: float) -> float:
         fixed = torch.Generator().manual_seed(2)
         rows = people_at_once * config.pictures_per_person
         groups = zip(flat.split(people_at_once), image_latents.split(rows), prompts.split(rows), strict=True)
         losses = [
-            picture_losses(
-                data.base, networks, own, data.shared_down, *pictures, fixed, config.precision, strength
-            )
-            for own, *pictures in groups
+            picture_losses(base, networks, own, shared_down, *drawn, fixed, config.precision, strength)
+            for own, *drawn in groups
         ]
         return float(torch.cat(losses).mean())
 
-    for name, noise_scale in (("image_gain", 1.0), ("image_gain_zero", 0.0)):
-        flat = generate(data.validation, everybody, noise_scale)  # (B, P)
-        values[name] = 1 - loss(flat, 1.0) / loss(flat, 0.0)
-    return values
+    return 1 - loss(1.0) / loss(0.0)

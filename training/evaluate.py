@@ -4,6 +4,13 @@
     python -m training.make_loras --split test --people 32
     python -m training.evaluate --readme README.md
 
+Two more rows, left out without their files: LoRAs trained on the reference photo, the end-to-end regressor.
+
+    python -m training.make_loras --split validation --people 16 --reference
+    python -m training.make_loras --split test --people 32 --reference
+    python -m training.train_regressor
+    python -m training.evaluate --regressor runs/regressor/regressor.safetensors --readme README.md
+
 Writes `docs/evaluation.json`, `evaluation.md`, `images/evaluation.png` and the README's table. Every
 measurement is kept in the run folder under a digest of all that it depends on: run it again to go on.
 Letters: B people, N photos of one person, K prompts, n LoRAs of the library, C width of a photo's features.
@@ -30,25 +37,32 @@ from difflora.errors import DiffLoRAError
 from difflora.files import atomic_save, load_safetensors, save_safetensors
 from difflora.model import EMBEDDED_CHECKPOINT, DiffLoRA
 from difflora.synthetic import world
+from difflora.synthetic.judge import Judge
 from difflora.synthetic.people import sample_people
 from training.common import machine, read_config, read_metrics, say
-from training.evaluation_pictures import BASE_ROW, TRUE_ROW, Job, run_jobs
+from training.evaluation_cost import measure_in_a_process
+from training.evaluation_people import Panel, face_models, first_photos, photograph, prompt_scenes
+from training.evaluation_pictures import BASE_ROW, TRUE_ROW, Job, run_jobs, spread_of_candidates
 from training.evaluation_report import draw_sheet, write_report
 from training.evaluation_rows import (
     REGULARISERS,
     Controls,
-    Panel,
     all_rows,
     check_same_library,
-    face_models,
     library_features,
     loras_of,
-    photograph,
-    prompt_scenes,
+    open_regressor,
     ridge_name,
 )
 from training.evaluation_scores import Measurement, choose_strength, summarise
-from training.lora_library import library_option, load_library
+from training.lora_library import REFERENCE_SUFFIX, library_option, load_library
+
+MEASURES = 2
+"""Version of what is measured on pictures: results of another one are measured again."""
+FROM_PHOTO = (
+    "nearest_lora", "ridge", "mlp", "regressor", "difflora_1", "difflora_best", "difflora_4",
+)  # fmt: skip
+"""Rows that have to find and encode a face first."""
 
 
 def make_jobs(
@@ -68,7 +82,7 @@ def make_jobs(
         jobs[row] = {}
         for strength in options.strengths if flat is not None else [0.0]:
             facts = [row if flat is None else "", split, strength, people, options.prompts]
-            facts += [options.picture_steps, seed, fingerprint]
+            facts += [options.picture_steps, seed, fingerprint, MEASURES]
             digest = hashlib.sha256(f"{facts}".encode() + content).hexdigest()[:16]
             result = options.run / "results" / f"{split}-{row}-{strength:g}-{digest}.safetensors"
             jobs[row][strength] = Job(
@@ -139,38 +153,43 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
     }
     library = load_library(options.loras)
     check_same_library(library, model)
-    trained = {
-        split: loras_of(load_library(options.loras, split), model, count, split)
-        for split, count in (("validation", options.validation_people), ("test", options.people))
-    }
+    counts = {"validation": options.validation_people, "test": options.people}
+    trained = trained_rows(model, options.loras, counts)
+    regressor = None if options.regressor is None else open_regressor(options.regressor, model, base)
     say(f"controls from {len(library.people)} LoRAs")
     features, valid = cached_library_features(model, library.people.tolist(), options.run, digest_of(*faces))
     controls = Controls(library, features, valid, model.checkpoint.networks.config.mif.face_width)
 
     panel, _ = open_panel(model, "validation", options.validation_people, options.prompts)
-    rows, _ = all_rows(model, base, controls, panel, trained["validation"], options.seed)
-    curves = measure_split("validation", {BASE_ROW: None, **rows}, options, fingerprints["validation"])
+    made = all_rows(model, base, controls, panel, trained["validation"], options.seed, regressor)
+    curves = measure_split("validation", {BASE_ROW: None, **made.flat}, options, fingerprints["validation"])
     strengths, regulariser = choose(curves)
     say(f"chosen on validation people: regulariser {regulariser:g}, strengths {strengths}")
 
     panel, encoding_seconds = open_panel(model, "test", options.people, options.prompts)
-    rows, seconds = all_rows(model, base, controls, panel, trained["test"], options.seed)
+    made = all_rows(model, base, controls, panel, trained["test"], options.seed, regressor)
+    rows, seconds = made.flat, made.seconds
     rows["ridge"], seconds["ridge"] = rows[ridge_name(regulariser)], seconds[ridge_name(regulariser)]
     rows = {name: flat for name, flat in rows.items() if not name.startswith("ridge_")}
     rows = {BASE_ROW: None, TRUE_ROW: None, **rows}
     curves = measure_split("test", rows, options, fingerprints["test"])
-    for name in ("nearest_lora", "ridge", "difflora_1", "difflora_best", "difflora_4"):
+    for name in set(FROM_PHOTO) & set(seconds):
         seconds[name] += encoding_seconds
-    if (trained_seconds := training_seconds(options.loras, "test")) is not None:
-        seconds["trained_lora"] = trained_seconds
+    for name, folder in (("trained_lora", "test"), ("trained_one_photo", f"test{REFERENCE_SUFFIX}")):
+        if (trained_seconds := training_seconds(options.loras, folder)) is not None:
+            seconds[name] = trained_seconds
 
     summary = summarise(curves, strengths, seconds)
+    shown = [first_photos(features, 1) for features in panel.features]
+    summary["candidates"] = spread_of_candidates(model, shown, made.ranking, Judge.load())
+    summary["photo_to_lora"] = measure_in_a_process(options.checkpoint, options.face_pack, options.device)
     settings = {
         "people": options.people, "validation_people": options.validation_people, "prompts": options.prompts,
         "strengths": options.strengths, "picture_steps": options.picture_steps, "seed": options.seed,
         "library": len(library.people), "ridge_regulariser": regulariser, "base_model": base.name,
         "base_model_fingerprint": base.fingerprint, "layout": model.layout.fingerprint,
         "parameters_per_lora": model.layout.num_parameters, "difflora_steps": model.recommended.num_steps,
+        "regressor": None if options.regressor is None else options.regressor.name,
         "guidance_scale": model.recommended.guidance_scale, "noise_scale": model.recommended.noise_scale,
     }  # fmt: skip
     report = {
@@ -183,6 +202,22 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
     sheet = draw_sheet(panel.photos, panel.scenes.phrases(), chosen)
     atomic_save(options.out / "images" / "evaluation.png", sheet.save)
     write_report(report, options.out, options.readme)
+
+
+def trained_rows(model: DiffLoRA, folder: Path, counts: Mapping[str, int]) -> dict[str, dict[str, Tensor]]:
+    """Split -> row -> LoRAs trained on its people; those from one photo only if both splits have them.
+
+    Args:
+        model: whose library it is.
+        folder: the library.
+        counts: split -> people.
+    """
+    rows = {s: {"trained_lora": loras_of(load_library(folder, s), model, n, s)} for s, n in counts.items()}
+    if all((folder / f"{split}{REFERENCE_SUFFIX}").is_dir() for split in counts):
+        for split, count in counts.items():
+            library = load_library(folder, f"{split}{REFERENCE_SUFFIX}")
+            rows[split]["trained_one_photo"] = loras_of(library, model, count, split, "--reference ")
+    return rows
 
 
 def training_seconds(library: Path, split: str) -> float | None:
@@ -208,6 +243,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--face-pack", type=Path, default=world.FACE_PACK, help="of the checkpoint")
     parser.add_argument("--base", type=Path, default=world.BASE_MODEL, help="pipeline folder")
     library_option(parser, "runs/loras")
+    parser.add_argument("--regressor", type=Path, help="what train_regressor wrote; without, no such row")
     parser.add_argument("--run", type=Path, default=Path("runs/evaluation"), help="folder of measurements")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the report")
     parser.add_argument("--readme", type=Path, help="README whose table to renew, e.g. README.md")

@@ -1,6 +1,7 @@
 """Draw and judge the pictures of evaluation, in this process or in several.
 
-Letters: B people, K prompts, b people at once, P parameters of one LoRA.
+Letters: B people, K prompts, b people at once, E embedding width, M other photos of a person,
+C width of image features, P parameters of one LoRA.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -19,20 +19,29 @@ from torch import Tensor
 
 from difflora.base_model import BaseModel
 from difflora.batched import batched_lora
-from difflora.candidates import embed_pictures
+from difflora.candidates import Ranking, embed_pictures
 from difflora.checkpoint import load_checkpoint
 from difflora.diffusion import draw_noise
 from difflora.faces import FaceAnalyzer
+from difflora.features import IdentityFeatures, ImageEncoder
 from difflora.files import load_safetensors
 from difflora.layout import LoraLayout, SharedDown
-from difflora.photos import to_pixels
+from difflora.model import DiffLoRA
+from difflora.photos import as_arrays, to_pixels
+from difflora.synthetic import world
 from difflora.synthetic.judge import Judge, mean_embeddings
 from difflora.synthetic.people import sample_people
 from difflora.synthetic.renderer import render
 from difflora.synthetic.scenes import sample_scenes
 from training.common import progress_bar
-from training.evaluation_rows import prompt_scenes
-from training.evaluation_scores import Measurement
+from training.evaluation_people import (
+    NUM_PHOTOS,
+    SPARE_PHOTOS,
+    photos_of,
+    prompt_scenes,
+    reference_number,
+)
+from training.evaluation_scores import Measurement, candidate_spread, diversity
 
 BASE_ROW, TRUE_ROW = "base_model", "true_renders"
 PEOPLE_AT_ONCE = 8
@@ -81,8 +90,8 @@ class Likeness(Protocol):
     def targets(self, traits: Tensor) -> Tensor:
         """People (B, traits) -> what they look like (B, E), unit rows."""
 
-    def similarity(self, pictures: Tensor, targets: Tensor) -> Tensor:
-        """Pictures (B, K, 3, H, W) in [-1, 1], targets (B, E) -> cosine (B, K)."""
+    def embed(self, pictures: Tensor) -> Tensor:
+        """Pictures (n, 3, H, W) in [-1, 1] -> embeddings (n, E): unit rows, or zero without a face."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +105,52 @@ class ConditioningLikeness:
 
     def targets(self, traits: Tensor) -> Tensor:
         """See `Likeness`."""
-        return mean_embeddings(traits, partial(embed_pictures, self.face_analyzer))  # (B, 512)
+        return mean_embeddings(traits, self.embed)  # (B, 512)
 
-    def similarity(self, pictures: Tensor, targets: Tensor) -> Tensor:
-        """See `Likeness`; a picture in which no face is found counts 0."""
-        embedding = embed_pictures(self.face_analyzer, pictures.flatten(0, 1))  # (B*K, 512)
-        embedding = embedding.unflatten(0, pictures.shape[:2])  # (B, K, 512)
-        return (embedding * targets[:, None]).sum(dim=-1)  # (B, K)
+    def embed(self, pictures: Tensor) -> Tensor:
+        """See `Likeness`; a picture in which no face is found is like nobody."""
+        return embed_pictures(self.face_analyzer, pictures)  # (n, 512)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What the pictures of B people are compared with.
+
+    Args:
+        likeness: embeds.
+        person: (B, E) normalised mean of many true renders.
+        reference: (B, E) the photo that DiffLoRA sees when it sees one.
+        others: (B, M, E) other photos of the person, which it does not see then.
+    """
+
+    likeness: Likeness
+    person: Tensor
+    reference: Tensor
+    others: Tensor
+
+    @classmethod
+    def of(cls, likeness: Likeness, face_analyzer: FaceAnalyzer, job: Job, size: int) -> Comparison:
+        """Embed renders and photos of the people of a job, photos at the size of the pictures."""
+        reference, others = [], []
+        for index in range(job.people):
+            photos = likeness.embed(
+                photos_of(job.split, index, NUM_PHOTOS + SPARE_PHOTOS, size)
+            )  # (M + 1, E)
+            shown = reference_number(face_analyzer, job.split, index)
+            reference.append(photos[shown])
+            others.append(torch.cat([photos[:shown], photos[shown + 1 :]]))
+        person = likeness.targets(sample_people(job.split, 0, job.people))  # (B, E)
+        return cls(likeness, person, torch.stack(reference), torch.stack(others))
+
+    def similarities(self, pictures: Tensor) -> dict[str, Tensor]:
+        """Pictures (B, K, 3, H, W) -> cosine with person, reference and other photos, (B, K) each."""
+        embedding = self.likeness.embed(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2])  # (B, K, E)
+        each = torch.einsum("bke,bme->bkm", embedding, self.others)  # (B, K, M)
+        return {
+            "similarity": (embedding * self.person[:, None]).sum(dim=-1),
+            "reference_similarity": (embedding * self.reference[:, None]).sum(dim=-1),
+            "r_similarity": each.mean(dim=-1),
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,23 +159,20 @@ class Studio:
 
     base: BaseModel
     judge: Judge
-    likeness: Mapping[str, Likeness]  # split -> who measures
-    targets: Mapping[str, Tensor]  # split -> (B, E)
+    image_encoder: ImageEncoder
+    compared: Mapping[str, Comparison]  # split -> with what
 
     @classmethod
     def open(cls, jobs: Sequence[Job]) -> Studio:
         """Load what these jobs need."""
-        judge = Judge.load()
-        likeness: dict[str, Likeness] = {}
-        targets = {}
+        judge, base = Judge.load(), BaseModel.load(jobs[0].base_model, jobs[0].device)
+        compared: dict[str, Comparison] = {}
         for job in jobs:
-            if job.split not in likeness:
-                own: Likeness = judge
-                if job.split == "validation":
-                    own = ConditioningLikeness(FaceAnalyzer(job.face_pack))
-                likeness[job.split] = own
-                targets[job.split] = own.targets(sample_people(job.split, 0, job.people))  # (B, E)
-        return cls(BaseModel.load(jobs[0].base_model, jobs[0].device), judge, likeness, targets)
+            if job.split not in compared:
+                face_analyzer = FaceAnalyzer(job.face_pack)
+                likeness = ConditioningLikeness(face_analyzer) if job.split == "validation" else judge
+                compared[job.split] = Comparison.of(likeness, face_analyzer, job, base.picture_px)
+        return cls(base, judge, ImageEncoder(world.IMAGE_ENCODER), compared)
 
     def measure(self, job: Job) -> None:
         """Draw the pictures of a job, judge them, write the result."""
@@ -135,10 +180,12 @@ class Studio:
         true = job.row == TRUE_ROW
         pictures = true_pictures(job) if true else self.draw(job, scenes.prompts())  # (B, K, 3, H, W)
         shown = torch.stack([own[index % job.prompts] for index, own in enumerate(pictures)])  # (B, 3, H, W)
+        features = self.image_encoder.encode(as_arrays(pictures.flatten(0, 1)))  # (B*K, C)
         Measurement(
-            self.likeness[job.split].similarity(pictures, self.targets[job.split]),
-            self.judge.prompt_accuracy(pictures, scenes),
-            to_pixels(shown),
+            **self.compared[job.split].similarities(pictures),
+            diversity=diversity(features.unflatten(0, pictures.shape[:2])),
+            accuracy=self.judge.prompt_accuracy(pictures, scenes),
+            samples=to_pixels(shown),
         ).save(job.result)
 
     def draw(self, job: Job, prompts: list[str]) -> Tensor:
@@ -203,6 +250,25 @@ def true_pictures(job: Job) -> Tensor:
         scenes = replace(prompts, jitter=sample_scenes(job.prompts, TRUE_SEED + index).jitter)
         pictures.append(render(person.expand(job.prompts, -1), scenes).pictures * 2 - 1)  # (K, 3, H, W)
     return torch.stack(pictures)
+
+
+def spread_of_candidates(
+    model: DiffLoRA, people: Sequence[IdentityFeatures], ranking: Ranking, judge: Judge
+) -> dict[str, dict[str, float]]:
+    """How alike the candidates of best-of-n are, as latents and as faces; see `candidate_spread`.
+
+    Args:
+        model: that sampled them.
+        people: features of the B people.
+        ranking: their n candidates, K pictures of each.
+        judge: whose recogniser compares the faces.
+    """
+    latents = torch.stack(
+        [model.sample_latents(people, seed, noise_scale=ranking.noise_scale) for seed in ranking.seeds], dim=1
+    )  # (B, n, T, C)
+    pictures = ranking.pictures.float() / 127.5 - 1  # (B, n, K, 3, H, W)
+    faces = torch.stack([judge.embed(own.flatten(0, 1)) for own in pictures])  # (B, n*K, E)
+    return candidate_spread(latents.flatten(2).cpu(), faces.unflatten(1, pictures.shape[1:3]))
 
 
 def measure_all(jobs: Sequence[Job]) -> None:

@@ -24,6 +24,9 @@ LABELS = {
     "mean_lora": "mean LoRA of the library",
     "nearest_lora": "nearest LoRA of the library",
     "ridge": "ridge regression onto PCA coefficients",
+    "mlp": "MLP onto PCA coefficients",
+    "regressor": "end-to-end regressor, image loss",
+    "trained_one_photo": "LoRA trained on that one photo",
     "lae_trained": "trained LoRA through the LAE",
     "difflora_1": "**DiffLoRA, one photo**",
     "difflora_best": f"DiffLoRA, one photo, best of {NUM_CANDIDATES}",
@@ -36,6 +39,9 @@ HEADINGS = {
     "mean_lora": "mean LoRA",
     "nearest_lora": "nearest",
     "ridge": "ridge",
+    "mlp": "MLP",
+    "regressor": "regressor",
+    "trained_one_photo": "trained on 1",
     "lae_trained": "LAE(trained)",
     "difflora_1": "DiffLoRA",
     "difflora_best": f"best of {NUM_CANDIDATES}",
@@ -62,11 +68,27 @@ Written by `{command}` on one machine ({machine}), with
   accuracy. The regulariser of ridge regression is chosen the same way.
 - *Best of n*: n LoRAs from different seeds; the conditioning recogniser keeps the one whose pictures look
   most like the photo. The seconds include drawing them.
-- All rows share prompts and noise. Nearest, ridge and DiffLoRA-one-photo see the same photo.
-
+- All rows share prompts and noise, and all that see one photo see the same one.
+{controls}
 ![Test people in rows, methods in columns](images/evaluation.png)
 
+## More about the pictures
+At the same strengths; in brackets the 95 % bootstrap interval over people.
+
+{details}
+- *Identity similarity* compares with a mean of true renders, which is steadier than any single photo and so
+  gives larger numbers than the other two.
+- *Other photos* is R-similarity (Meta-LoRA's R-FaceSim): the mean cosine with single photos of the person
+  that the one-photo rows did not see. *Reference photo* is plain face similarity, with the photo that they
+  saw: a method that copies this photo's pose and light gains there and not in the other two.
+- *Diversity* of the pictures of one person: 1 - mean cosine of their image features (the world's CLIP tower)
+  over all pairs. Prompts differ, so the base model and the true renders say how much is right; less means
+  that the LoRA draws the same picture whatever the prompt. (LPIPS, which others use, needs a network that
+  was trained on real pictures.)
+{costs}
 ## Differences of identity similarity, paired over people
+With the 95 % bootstrap interval; DiffLoRA with one photo is ahead where it is above zero.
+
 {comparisons}
 
 ## Strengths
@@ -91,13 +113,23 @@ def plus_minus(value: Mapping[str, float] | None, percent: bool = False) -> str:
     return f"{mean:.0%} ± {error:.0%}" if percent else f"{mean:.3f} ± {error:.3f}"
 
 
+def interval(value: Mapping[str, float]) -> str:
+    """`.612 [.590, .634]`."""
+    return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def labels(report: Mapping[str, Any]) -> dict[str, str]:
+    """Labels of the rows that were measured, in the order of the tables."""
+    return {name: label for name, label in LABELS.items() if name in report["rows"]}
+
+
 def readme_table(report: Mapping[str, Any]) -> str:
     """The table of the README: rows at their chosen strengths."""
     lines = [
         "| | strength | identity similarity | gap closed | prompt accuracy | seconds per person |",
         "|---|---|---|---|---|---|",
     ]
-    for name, label in LABELS.items():
+    for name, label in labels(report).items():
         row = report["rows"][name]
         strength = "" if row["strength"] is None else f"{row['strength']:g}"
         seconds = "" if row["seconds_per_person"] is None else f"{row['seconds_per_person']:.2g}"
@@ -115,7 +147,7 @@ def curve_table(report: Mapping[str, Any]) -> str:
     """Every LoRA row at every strength."""
     strengths = [f"{strength:g}" for strength in report["settings"]["strengths"]]
     lines = [f"| | {' | '.join(strengths)} |", f"|---|{'---|' * len(strengths)}"]
-    for name, label in LABELS.items():
+    for name, label in labels(report).items():
         curve = report["rows"][name]["curve"]
         if set(strengths) <= set(curve):
             values = [curve[strength] for strength in strengths]
@@ -124,11 +156,52 @@ def curve_table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def detail_table(report: Mapping[str, Any]) -> str:
+    """What else was measured on the pictures."""
+    lines = [
+        "| | identity similarity | other photos | reference photo | diversity |",
+        "|---|---|---|---|---|",
+    ]
+    for name, label in labels(report).items():
+        row = report["rows"][name]
+        numbers = [row[key] for key in ("identity_similarity", "r_similarity", "reference_similarity")]
+        cells = [interval(value) for value in numbers]
+        lines.append(f"| {label} | {' | '.join(cells)} | {row['diversity']['mean']:.3f} |")
+    return "\n".join(lines) + "\n"
+
+
+def control_notes(report: Mapping[str, Any]) -> str:
+    """How the controls were trained, for those that are there."""
+    notes = {
+        "mlp": "- *MLP*: in weight space, as ridge; a tenth of the library's people say when to stop.",
+        "regressor": "- *End-to-end regressor*: features -> coefficients of bases -> `lora_up` of all\n"
+        "  modules, trained with the base model's own loss on pictures of rendered people.",
+        "trained_one_photo": "- *LoRA trained on that one photo*: as the oracle, on what DiffLoRA sees.",
+    }
+    return "".join(f"{note}\n" for name, note in notes.items() if name in report["rows"])
+
+
+def costs(report: Mapping[str, Any]) -> str:
+    """What a LoRA costs, and how alike candidates are."""
+    cost, candidates = report["photo_to_lora"], report["candidates"]
+    return (
+        f"- *Cost* of photo -> LoRA in a process of its own: {cost['seconds']:.2g} CPU seconds "
+        f"({cost['first_seconds']:.2g} the first time, {cost['loading_seconds']:.2g} to load), peak memory "
+        f"{cost['peak_mb']:.0f} MB,\n  of which {cost['libraries_mb']:.0f} MB are the libraries'.\n"
+        f"- *Candidates* of best of {NUM_CANDIDATES}: two of one person have a mean cosine of "
+        f"{interval(candidates['cosine_of_latents'])} as latents and of\n  "
+        f"{interval(candidates['cosine_of_faces'])} as the faces that they draw from the same noise: 1 means "
+        "that there is\n  nothing to choose from.\n"
+    )
+
+
 def markdown(report: Mapping[str, Any]) -> str:
     """The whole of `docs/evaluation.md`."""
     compared, settings = report["comparisons"].items(), report["settings"].items()
     lines = {
-        "comparisons": [f"{spaced(name)}: {v['mean']:+.3f} ± {v['se']:.3f}" for name, v in compared],
+        "comparisons": [
+            f"{spaced(name)}: {v['mean']:+.3f} [{v['low']:+.3f}, {v['high']:+.3f}]" for name, v in compared
+        ],
         "promises": [f"[{'x' if kept else ' '}] {text}" for text, kept in report["floor"].items()],
         "settings": [f"{spaced(name)}: {value}" for name, value in settings],
     }
@@ -138,6 +211,9 @@ def markdown(report: Mapping[str, Any]) -> str:
         table=readme_table(report),
         loss=MAX_ACCURACY_LOSS,
         curves=curve_table(report),
+        details=detail_table(report),
+        controls=control_notes(report),
+        costs=costs(report),
         **{name: "\n".join(f"- {item}" for item in items) for name, items in lines.items()},
     )
 
@@ -164,11 +240,12 @@ def draw_sheet(photos: Tensor, phrases: list[list[str]], chosen: Mapping[str, Me
     Args:
         photos: (B, 3, H, W) reference photos in [-1, 1].
         phrases: K lists of what the prompts say.
-        chosen: row -> measurement at the chosen strength, in the order of `LABELS`.
+        chosen: row -> measurement at the chosen strength; shown in the order of `LABELS`.
     """
     rows = []
+    shown = [name for name in LABELS if name in chosen]
     for index in range(min(SHEET_PEOPLE, len(photos))):
-        pictures = [to_image(chosen[name].samples[index].float() / 127.5 - 1) for name in LABELS]
+        pictures = [to_image(chosen[name].samples[index].float() / 127.5 - 1) for name in shown]
         label, *details = phrases[index % len(phrases)]
         rows.append(SheetRow(label, [to_image(photos[index]), *pictures], details))
-    return draw_grid([["photo"], *([HEADINGS[name]] for name in LABELS)], rows, side=104, label_width=124)
+    return draw_grid([["photo"], *([HEADINGS[name]] for name in shown)], rows, side=104, label_width=124)

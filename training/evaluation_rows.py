@@ -1,102 +1,42 @@
-"""Whom evaluation asks about, and every method's LoRAs for them.
+"""Every method's LoRAs for the people of the evaluation.
 
-Letters: B people, N photos of one person, K prompts, n LoRAs of the library, C width of a photo's features,
-Q principal components, P parameters of one LoRA.
+Letters: B people, N photos of one person, n LoRAs of the library, m photos of their people, C width of a
+photo's features, Q principal components, P parameters of one LoRA.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from difflora.base_model import BaseModel
-from difflora.candidates import batched_draw, rank_candidates
-from difflora.controls import PrincipalComponents, RidgeRegression, mean_lora, nearest_lora
-from difflora.errors import CheckpointError, FaceModelError
-from difflora.features import FaceAnalyzer, IdentityFeatures, ImageEncoder, encode_photos
+from difflora.candidates import Ranking, batched_draw, rank_candidates
+from difflora.controls import (
+    MlpRegression,
+    PrincipalComponents,
+    RidgeRegression,
+    mean_lora,
+    nearest_lora,
+)
+from difflora.errors import CheckpointError
+from difflora.layout import LoraLayout, SharedDown
 from difflora.model import DiffLoRA
 from difflora.photos import as_arrays
-from difflora.synthetic.people import sample_people
-from difflora.synthetic.renderer import PHOTO_PX, render
-from difflora.synthetic.scenes import Scene, sample_scenes
+from training.basis_regressor import BasisRegressor, load_regressor
+from training.evaluation_people import NUM_PHOTOS, Panel, face_models, first_photos, photos_of
 from training.lora_library import Library
 from training.photo_pool import photo_features
 
-NUM_PHOTOS = 4
-SPARE_PHOTOS = 2
-"""Rendered in addition, to replace photos in which no face is found."""
 REGULARISERS = (0.01, 0.1, 1.0)
 MAX_COMPONENTS = 128
 """More than the 33 true traits need; ridge regression decides how much of each it believes."""
-PROMPT_SEED = {"validation": 501, "test": 502}
-PHOTO_SEED = {"train": 600_000, "validation": 700_000, "test": 800_000}
-"""Scene seeds of reference photos, plus the person's index; other than those of training and judging."""
-
-
-@dataclass(frozen=True, eq=False)
-class Panel:
-    """The people of one split and what is asked of the base model about them.
-
-    Args:
-        traits: (B, traits).
-        scenes: K scenes, whose prompts everybody gets.
-        photos: (B, 3, H, W) the first reference photo of each, in [-1, 1].
-        features: of B people, N photos each.
-    """
-
-    traits: Tensor
-    scenes: Scene
-    photos: Tensor
-    features: list[IdentityFeatures]
-
-
-def prompt_scenes(split: str, num_prompts: int) -> Scene:
-    """The K scenes that the prompts of a split describe."""
-    return sample_scenes(num_prompts, PROMPT_SEED[split])
-
-
-def photograph(model: DiffLoRA, split: str, count: int) -> tuple[Tensor, list[IdentityFeatures]]:
-    """Reference photos of people as a user gives them: pixels, any scene, faces that have to be found.
-
-    Args:
-        model: with face models.
-        split: whose people.
-        count: B.
-
-    Returns:
-        (B, 3, H, W) first used photos in [-1, 1], and B features of up to `NUM_PHOTOS` photos.
-
-    Raises:
-        NoFaceError: a person with no usable photo at all.
-        FaceModelError: the model came without face models.
-    """
-    face_analyzer, image_encoder = face_models(model)
-    first, features = [], []
-    for index in range(count):
-        pictures = photos_of(split, index, NUM_PHOTOS + SPARE_PHOTOS)  # (N, 3, H, W) in [-1, 1]
-        found = encode_photos(as_arrays(pictures), face_analyzer, image_encoder, on_missing="skip")
-        features.append(first_photos(found, NUM_PHOTOS))
-        first.append(pictures[next(report.photo for report in found.faces if report.used)])
-    return torch.stack(first), features
-
-
-def photos_of(split: str, index: int, count: int) -> Tensor:
-    """Random photos of one person: (N, 3, H, W) in [-1, 1]."""
-    scenes = sample_scenes(count, PHOTO_SEED[split] + index)
-    return render(sample_people(split, index, 1).expand(count, -1), scenes, PHOTO_PX).pictures * 2 - 1
-
-
-def first_photos(features: IdentityFeatures, count: int) -> IdentityFeatures:
-    """The features of the first photos only."""
-    return replace(
-        features,
-        face_embedding=features.face_embedding[:count],  # (N, 512)
-        image_features=features.image_features[:count],  # (N, C)
-    )
+MLP_HELD_OUT = 0.1
+"""Of the library's people, its last ones: they choose when training of the MLP stops."""
 
 
 def library_features(model: DiffLoRA, people: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -113,17 +53,6 @@ def library_features(model: DiffLoRA, people: Sequence[int]) -> tuple[Tensor, Te
         features.append(torch.cat([face, image], dim=1))  # (N, C)
         valid.append(found)
     return torch.stack(features), torch.stack(valid)
-
-
-def face_models(model: DiffLoRA) -> tuple[FaceAnalyzer, ImageEncoder]:
-    """The model's face models.
-
-    Raises:
-        FaceModelError: it came without.
-    """
-    if model.face_analyzer is None or model.image_encoder is None:
-        raise FaceModelError("evaluation needs face models: use a checkpoint of the synthetic world")
-    return model.face_analyzer, model.image_encoder
 
 
 class Controls:
@@ -151,6 +80,8 @@ class Controls:
         self.components = PrincipalComponents.fit(self.loras, min(MAX_COMPONENTS, len(self.loras) - 1))
         targets = self.components.project(self.loras)[person]  # (m, Q)
         self.regressions = {r: RidgeRegression.fit(photos / self.unit, targets, r) for r in REGULARISERS}
+        last = person >= len(self.loras) - max(1, round(MLP_HELD_OUT * len(self.loras)))  # (m,)
+        self.perceptron = MlpRegression.fit(photos / self.unit, targets, last)
 
     def mean(self, features: Tensor) -> Tensor:
         """The same LoRA for everybody: (B, C) -> (B, P)."""
@@ -164,15 +95,40 @@ class Controls:
         """Regressed: (B, C) -> (B, P)."""
         return self.components.reconstruct(self.regressions[regulariser].predict(features / self.unit))
 
+    def mlp(self, features: Tensor) -> Tensor:
+        """Regressed without being linear: (B, C) -> (B, P)."""
+        return self.components.reconstruct(self.perceptron.predict(features / self.unit))
+
 
 def ridge_name(regulariser: float) -> str:
     """Row name of one candidate on validation people."""
     return f"ridge_{regulariser:g}"
 
 
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What the methods made.
+
+    Args:
+        flat: row -> LoRAs (B, P).
+        seconds: row -> CPU seconds per person from features to weights.
+        ranking: the candidates of best-of-n.
+    """
+
+    flat: dict[str, Tensor]
+    seconds: dict[str, float]
+    ranking: Ranking
+
+
 def all_rows(
-    model: DiffLoRA, base: BaseModel, controls: Controls, panel: Panel, trained: Tensor, seed: int
-) -> tuple[dict[str, Tensor], dict[str, float]]:
+    model: DiffLoRA,
+    base: BaseModel,
+    controls: Controls,
+    panel: Panel,
+    trained: dict[str, Tensor],
+    seed: int,
+    regressor: BasisRegressor | None = None,
+) -> Rows:
     """Every method's LoRAs.
 
     Args:
@@ -180,24 +136,28 @@ def all_rows(
         base: draws the candidates of best-of-n.
         controls: fitted controls.
         panel: B people.
-        trained: (B, P) LoRAs trained on them.
+        trained: row -> (B, P) LoRAs trained on them; "trained_lora" is one of the rows.
         seed: of DiffLoRA's sampler.
-
-    Returns:
-        Row -> (B, P), and row -> CPU seconds per person from features to weights.
+        regressor: trained end to end; None leaves the row out.
     """
     one = [first_photos(features, 1) for features in panel.features]
     photo = torch.cat([torch.cat([f.face_embedding, f.image_features], dim=1) for f in one])  # (B, C)
-    networks = model.checkpoint.networks
+    networks, oracle = model.checkpoint.networks, trained["trained_lora"]
+    ranked: list[Ranking] = []
+
+    def best_of_n() -> Tensor:
+        ranked.append(rank_candidates(model, batched_draw(model, base, seed), one, seed=seed))
+        return ranked[0].best_weights  # (B, P)
+
     methods = {
         "mean_lora": lambda: controls.mean(photo),
         "nearest_lora": lambda: controls.nearest(photo),
         **{ridge_name(r): lambda r=r: controls.ridge(photo, r) for r in REGULARISERS},
-        "lae_trained": lambda: networks.decode_latents(networks.encode_loras(trained)),
+        "mlp": lambda: controls.mlp(photo),
+        **({} if regressor is None else {"regressor": lambda: regressor.generate_weights(one)}),
+        "lae_trained": lambda: networks.decode_latents(networks.encode_loras(oracle)),
         "difflora_1": lambda: model.generate_weights(one, seed=seed),
-        "difflora_best": lambda: (
-            rank_candidates(model, batched_draw(model, base, seed), one, seed=seed).best_weights
-        ),
+        "difflora_best": best_of_n,
         "difflora_4": lambda: model.generate_weights(panel.features, seed=seed),
     }
     rows, seconds = {}, {}
@@ -205,12 +165,19 @@ def all_rows(
         for name, make in methods.items():
             start = time.process_time()
             rows[name] = make().float().cpu()  # (B, P)
-            seconds[name] = (time.process_time() - start) / len(trained)
-    return {**rows, "trained_lora": trained}, seconds
+            seconds[name] = (time.process_time() - start) / len(oracle)
+    return Rows({**rows, **trained}, seconds, ranked[0])
 
 
-def loras_of(library: Library, model: DiffLoRA, count: int, split: str) -> Tensor:
+def loras_of(library: Library, model: DiffLoRA, count: int, split: str, option: str = "") -> Tensor:
     """The LoRAs of people 0 .. count - 1 of a split, checked against the model.
+
+    Args:
+        library: of the split.
+        model: whose LoRAs they have to be.
+        count: how many people.
+        split: its name, and
+        option: one more option of the command that trains them, both for the error.
 
     Returns:
         (count, P)
@@ -223,7 +190,7 @@ def loras_of(library: Library, model: DiffLoRA, count: int, split: str) -> Tenso
     if missing := [person for person in range(count) if person not in place]:
         raise CheckpointError(
             f"{len(missing)} of {count} {split} people have no trained LoRA: "
-            f"run training.make_loras --split {split} --people {count} with the library's settings"
+            f"run training.make_loras --split {split} --people {count} {option}with the library's settings"
         )
     return library.flat[[place[person] for person in range(count)]]  # (count, P)
 
@@ -234,14 +201,40 @@ def check_same_library(library: Library, model: DiffLoRA) -> None:
     Raises:
         CheckpointError: says what differs.
     """
-    if library.layout.fingerprint != model.layout.fingerprint:
+    check_same_loras(
+        "the library", library.layout, library.shared_down, model, "give the checkpoint's library (--library)"
+    )
+
+
+def open_regressor(path: Path, model: DiffLoRA, base: BaseModel) -> BasisRegressor:
+    """The end-to-end regressor of a file, checked against the model and the base model.
+
+    Raises:
+        CheckpointError: it makes other LoRAs, or was trained for another base model.
+    """
+    regressor, shared_down, made_for = load_regressor(path)
+    advice = "train one with training.train_regressor on the checkpoint's library"
+    check_same_loras("the regressor", regressor.layout, shared_down, model, advice)
+    if made_for != base.fingerprint:
         raise CheckpointError(
-            f"the library has the layout {library.layout.fingerprint}, not {model.layout.fingerprint}: "
-            "give the library that it was trained on (--library)"
+            f"the regressor was made for the base model {made_for}, not {base.fingerprint}: {advice}"
+        )
+    return regressor
+
+
+def check_same_loras(
+    what: str, layout: LoraLayout, shared_down: SharedDown, model: DiffLoRA, advice: str
+) -> None:
+    """Refuse LoRAs of another layout or with another `lora_down` than the model's.
+
+    Raises:
+        CheckpointError: says what differs.
+    """
+    if layout.fingerprint != model.layout.fingerprint:
+        raise CheckpointError(
+            f"{what} has the layout {layout.fingerprint}, not {model.layout.fingerprint}: {advice}"
         )
     own = model.shared_down or {}
-    for name, down in library.shared_down.items():
-        if not torch.allclose(own[name].cpu(), down, atol=1e-5):
-            raise CheckpointError(
-                "the library's lora_down is not the checkpoint's: give the checkpoint's library (--library)"
-            )
+    for name, down in shared_down.items():
+        if not torch.allclose(own[name].cpu(), down.cpu(), atol=1e-5):
+            raise CheckpointError(f"{what}'s lora_down is not the checkpoint's: {advice}")

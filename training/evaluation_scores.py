@@ -1,6 +1,7 @@
 """What evaluation measures, and what follows from it.
 
-Letters: B people, K prompts. Standard errors are over people: pictures of one person are not independent.
+Letters: B people, K prompts, n vectors, C their width. Standard errors are over people: pictures of one
+person are not independent.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ MAX_ACCURACY_LOSS = 0.05
 GAP_FLOOR, ORACLE_FLOOR = 0.85, 0.60
 """What the first release promises."""
 BOOTSTRAP_DRAWS = 2000
+INTERVAL = (0.025, 0.975)
+"""Of the bootstrap: 95 %."""
+NUMBERS = ("similarity", "reference_similarity", "r_similarity", "diversity")
+"""What is measured on every picture or person, beside the accuracies."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,12 +32,18 @@ class Measurement:
     """What was measured on the pictures of one row at one strength.
 
     Args:
-        similarity: (B, K) identity similarity.
+        similarity: (B, K) identity similarity: with the normalised mean of many true renders.
+        reference_similarity: (B, K) with the one photo that DiffLoRA sees.
+        r_similarity: (B, K) mean cosine with other single photos of the person.
+        diversity: (B,) of the K pictures of one person.
         accuracy: attribute -> (B, K), 1 where the picture shows what the prompt said.
         samples: (B, 3, H, W) uint8, one picture of each person, for the sheet.
     """
 
     similarity: Tensor
+    reference_similarity: Tensor
+    r_similarity: Tensor
+    diversity: Tensor
     accuracy: Mapping[str, Tensor]
     samples: Tensor
 
@@ -49,23 +60,58 @@ class Measurement:
     def save(self, path: Path) -> None:
         """Write `.safetensors`."""
         tensors = {f"accuracy.{name}": values for name, values in self.accuracy.items()}
-        save_safetensors(path, {"similarity": self.similarity, "samples": self.samples, **tensors})
+        own = {name: getattr(self, name) for name in (*NUMBERS, "samples")}
+        save_safetensors(path, {**own, **tensors})
 
     @classmethod
     def load(cls, path: Path) -> Measurement:
         """Read what `save` wrote."""
         tensors, _ = load_safetensors(path)
-        samples, similarity = tensors.pop("samples"), tensors.pop("similarity")
+        own = {name: tensors.pop(name) for name in (*NUMBERS, "samples")}
         accuracy = {name.removeprefix("accuracy."): values for name, values in tensors.items()}
-        return cls(similarity, accuracy, samples)
+        return cls(**own, accuracy=accuracy)
 
 
+COMPARED = (
+    *("mean_lora", "nearest_lora", "ridge", "mlp", "regressor", "lae_trained", "trained_one_photo"),
+    *("trained_lora", "difflora_best", "difflora_4"),
+)
+"""Rows that one-photo DiffLoRA is compared with, person by person."""
 Curve = Mapping[float, Measurement]  # strength -> measurement
 
 
 def with_error(values: Tensor) -> dict[str, float]:
-    """Mean and standard error of (B,) values."""
-    return {"mean": round(float(values.mean()), 4), "se": round(float(values.std() / len(values) ** 0.5), 4)}
+    """Mean of (B,) values, its standard error, and its 95 % bootstrap interval over people."""
+    error = values.std() / len(values) ** 0.5
+    return rounded(values.mean(), error, values[resamples(len(values))].mean(dim=1))
+
+
+def resamples(count: int) -> Tensor:
+    """Bootstrap: (draws, count) numbers of people, the same for every row, so that rows stay paired."""
+    return torch.randint(count, (BOOTSTRAP_DRAWS, count), generator=torch.Generator().manual_seed(0))
+
+
+def rounded(mean: Tensor, error: Tensor, draws: Tensor) -> dict[str, float]:
+    """JSON values of a mean, its error, and the interval that holds 95 % of bootstrap draws (draws,)."""
+    low, high = draws.quantile(torch.tensor(INTERVAL, dtype=draws.dtype)).tolist()
+    values = {"mean": float(mean), "se": float(error), "low": low, "high": high}
+    return {name: round(value, 4) for name, value in values.items()}
+
+
+def diversity(features: Tensor) -> Tensor:
+    """1 - mean cosine of two different vectors: (..., K, C) -> (...); 0 if all point the same way."""
+    return 1 - pairwise_cosine(features)
+
+
+def pairwise_cosine(vectors: Tensor) -> Tensor:
+    """Mean cosine over all pairs of different vectors: (..., n, C) -> (...), n >= 2.
+
+    Pairs with a zero vector (a picture without a face) count 0.
+    """
+    unit = torch.nn.functional.normalize(vectors.float(), dim=-1)  # (..., n, C)
+    count = unit.shape[-2]
+    own = unit.square().sum(dim=(-2, -1))  # (...) the diagonal
+    return (unit.sum(dim=-2).square().sum(dim=-1) - own) / (count * (count - 1))
 
 
 def choose_strength(curve: Curve, base: Measurement) -> float:
@@ -87,17 +133,16 @@ def choose_strength(curve: Curve, base: Measurement) -> float:
 
 
 def gap_closed(row: Tensor, base: Tensor, oracle: Tensor) -> dict[str, float]:
-    """(row - base) / (oracle - base) of mean similarities, with its bootstrap standard error over people.
+    """(row - base) / (oracle - base) of mean similarities, with bootstrapped error and interval over people.
 
     Args:
         row: (B,) similarities of the people.
         base: (B,) of the base model.
         oracle: (B,) of the trained LoRA.
     """
-    draws = torch.randint(len(row), (BOOTSTRAP_DRAWS, len(row)), generator=torch.Generator().manual_seed(0))
+    draws = resamples(len(row))  # (draws, B)
     ratios = (row - base)[draws].mean(dim=1) / (oracle - base)[draws].mean(dim=1)  # (draws,)
-    mean = (row - base).mean() / (oracle - base).mean()
-    return {"mean": round(float(mean), 4), "se": round(float(ratios.std()), 4)}
+    return rounded((row - base).mean() / (oracle - base).mean(), ratios.std(), ratios)
 
 
 def summarise(
@@ -118,6 +163,9 @@ def summarise(
         rows[name] = {
             "strength": strengths.get(name),
             "identity_similarity": with_error(people[name]),
+            "r_similarity": with_error(chosen[name].r_similarity.mean(dim=1)),
+            "reference_similarity": with_error(chosen[name].reference_similarity.mean(dim=1)),
+            "diversity": with_error(chosen[name].diversity),
             "gap_closed": gap_closed(people[name], people["base_model"], people["trained_lora"]),
             "prompt_accuracy": with_error(chosen[name].accuracy_of_people),
             "prompt_accuracy_of": {key: round(float(values.mean()), 4) for key, values in right.items()},
@@ -126,12 +174,23 @@ def summarise(
         }
     comparisons = {
         f"difflora_1 - {name}": with_error(people["difflora_1"] - people[name])
-        for name in (
-            *("mean_lora", "nearest_lora", "ridge", "lae_trained", "trained_lora"),
-            *("difflora_best", "difflora_4"),
-        )
+        for name in COMPARED
+        if name in people
     }
     return {"rows": rows, "comparisons": comparisons, "floor": floor(rows, comparisons)}
+
+
+def candidate_spread(latents: Tensor, faces: Tensor) -> dict[str, dict[str, float]]:
+    """How alike the candidates of one person are: mean cosine of two of them.
+
+    Args:
+        latents: (B, n, T * C) that they were decoded from.
+        faces: (B, n, K, E) embeddings of the faces that they draw; the K noises are the same for all.
+    """
+    return {
+        "cosine_of_latents": with_error(pairwise_cosine(latents)),
+        "cosine_of_faces": with_error(pairwise_cosine(faces.transpose(1, 2)).mean(dim=1)),
+    }
 
 
 def curve_values(curve: Curve) -> dict[str, dict[str, float]]:

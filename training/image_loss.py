@@ -8,6 +8,8 @@ library: any rendered person serves. [ours]
 Letters: B identities, K pictures of each, T latent tokens, C latent channels, P parameters of one LoRA.
 """
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -15,15 +17,21 @@ from difflora.base_model import BaseModel
 from difflora.batched import batched_lora
 from difflora.diffusion import q_sample
 from difflora.hypernetwork import LoraHypernetwork
-from difflora.layout import SharedDown
+from difflora.layout import LoraLayout, SharedDown
 from difflora.lora_training import autocast
 from difflora.mixing import Condition
 from training.presets import DitTrainingConfig
 
 
+class MakesLoras(Protocol):
+    """Whatever puts LoRAs out: DiffLoRA's networks, or a control."""
+
+    layout: LoraLayout
+
+
 def picture_losses(
     base: BaseModel,
-    networks: LoraHypernetwork,
+    networks: MakesLoras,
     flat_weights: Tensor,
     shared_down: SharedDown | None,
     image_latents: Tensor,

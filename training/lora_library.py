@@ -3,6 +3,7 @@
     library/config.json                    what the LoRAs were made of, with the layout
     library/shared_down.safetensors        module -> (R, in); absent if the LoRAs have their own lora_down
     library/train/shard-00000.safetensors  flat_weights (B, P), people (B,); likewise validation/, test/
+    library/test_reference/...             the same people, each LoRA trained on the one reference photo
 
 Letters: B people of a shard, N people of a library, R rank, P parameters of one LoRA.
 """
@@ -25,6 +26,8 @@ from training.common import read_config
 DOWNS = ("random", "learned")
 SHARED_DOWN_NAME = "shared_down.safetensors"
 SPLITS = ("train", "validation", "test")
+REFERENCE_SUFFIX = "_reference"
+"""Of the folder of LoRAs that were trained on one photo of each person, beside those of the split."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
     python -m training.make_loras --people 512                     # the synthetic world
     python -m training.make_loras --people 64 --split validation   # other people, same library folder
+    python -m training.make_loras --people 32 --split test --reference  # from one photo of each
     python -m training.make_loras --preset sdxl --base FOLDER --photos DIR  # one folder of photos per person
 
 Letters: B people of a shard, n pictures of each, (C, h, w) image latents, (T, W) prompt embeddings.
@@ -25,12 +26,22 @@ if not __package__:  # run as a file: the repository root takes the place of thi
 
 from difflora.base_model import BaseModel
 from difflora.errors import DiffLoRAError
+from difflora.faces import FaceAnalyzer
 from difflora.files import load_safetensors, save_safetensors
 from difflora.layout import LoraLayout, init_shared_down
 from difflora.lora_training import LoraTrainingConfig, Progress, learn_shared_down, train_loras
+from difflora.synthetic import world
 from training.base_presets import TARGETS
 from training.common import MetricsWriter, open_run, polite_interruption, progress_bar, say
-from training.lora_library import SHARED_DOWN_NAME, SPLITS, LibraryConfig, Shard, deal_shards
+from training.evaluation_people import ReferencePhotos
+from training.lora_library import (
+    REFERENCE_SUFFIX,
+    SHARED_DOWN_NAME,
+    SPLITS,
+    LibraryConfig,
+    Shard,
+    deal_shards,
+)
 from training.pictures import People, PhotoFolders, RenderedPeople
 from training.presets import PRESETS, apply_options, config_options, preset
 
@@ -186,6 +197,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--photos", type=Path, help="one folder of photos per person, instead of rendered people"
     )
     parser.add_argument("--split", choices=SPLITS, default="train", help="which rendered people")
+    parser.add_argument(
+        "--reference",
+        action="store_true",
+        help="train on the one photo that the evaluation shows to DiffLoRA, with the settings of the library",
+    )
+    parser.add_argument("--face-pack", type=Path, default=world.FACE_PACK, help="decides which photo that is")
     parser.add_argument("--people", type=int, default=320, help="how many people (with --photos: at most)")
     parser.add_argument("--seed", type=int, default=0, help="of scenes, noise and lora_down")
     parser.add_argument("--device", default="cpu")
@@ -219,6 +236,8 @@ def open_people(options: argparse.Namespace) -> tuple[People, int]:
     pictures = library_config(options).pictures
     if options.photos is None and preset(options.preset).base is None:
         return RenderedPeople(options.split, pictures, options.seed), options.people
+    if options.reference:
+        raise DiffLoRAError("--reference is about the rendered people of the evaluation: leave it out")
     folders = PhotoFolders(preset(options.preset).file("photos", options.photos), pictures)
     return folders, min(options.people, len(folders))
 
@@ -251,7 +270,10 @@ def run(
         run_workers(arguments, options.workers)
         return
     index, workers = options.worker
-    shards = deal_shards(folder, options.split, count, making.batch)[index::workers]
+    split = options.split
+    if options.reference:
+        people, split = ReferencePhotos(split, FaceAnalyzer(options.face_pack)), split + REFERENCE_SUFFIX
+    shards = deal_shards(folder, split, count, making.batch)[index::workers]
     make_shards(shards, base, layout, shared_down, people, config, options.seed, position=index)
 
 

@@ -95,3 +95,53 @@ class DitTrainingConfig:
     validate_every: int = 250
     precision: str = "float32"
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class RegressorTrainingConfig:
+    """How the end-to-end regressor (a control) is trained; names as in `DitTrainingConfig`.
+
+    The number of pictures is that of the DiT's image stage: as many steps, people and pictures of each.
+
+    Args:
+        num_steps: optimiser steps at most.
+        seconds: CPU seconds at most, 0 for no limit; the rate falls with whichever ends first.
+        start: "ridge" for the closed-form regression onto the library's principal components (DiffLoRA's
+            image stage starts from weight space, too), or "scratch".
+        bases: learned directions that a LoRA is a sum of.
+        hidden: width of the MLP beside the linear map.
+        learning_rate: peak rate of AdamW for all of it.
+        warmup: steps of the warm-up.
+        weight_decay: AdamW's, of the maps from features; the bases have none.
+        ema_decay: of the averaged weights, which are the ones that are saved.
+        max_photos: each row sees 1 .. max_photos random photos of its person.
+        feature_noise: relative deviation of the noise on both kinds of features.
+        image_people: people per step.
+        pictures_per_person: pictures of each, none of them shown as a reference photo.
+        pool_people: people whose photos are rendered.
+        photos_per_person: photos of each.
+        validation_people: people of the validation split that are measured.
+        validate_every: steps between two measurements.
+        precision: autocast of the base model's denoiser.
+        seed: drives everything.
+    """
+
+    num_steps: int = 950
+    seconds: float = 0.0
+    start: str = "ridge"
+    bases: int = 128
+    hidden: int = 256
+    learning_rate: float = 1e-3
+    warmup: int = 20
+    weight_decay: float = 1e-2
+    ema_decay: float = 0.99
+    max_photos: int = 4
+    feature_noise: float = 0.1
+    image_people: int = 16
+    pictures_per_person: int = 4
+    pool_people: int = 1500
+    photos_per_person: int = 8
+    validation_people: int = 32
+    validate_every: int = 150
+    precision: str = "float32"
+    seed: int = 0

@@ -71,6 +71,11 @@ class Judge:
         return mean_embeddings(traits, self.recogniser)  # (B, E)
 
     @torch.no_grad()
+    def embed(self, pictures: Tensor) -> Tensor:
+        """Pictures (n, 3, 64, 64) in [-1, 1] -> embeddings (n, E), unit rows."""
+        return self.recogniser(pictures)  # (n, E)
+
+    @torch.no_grad()
     def similarity(self, pictures: Tensor, targets: Tensor) -> Tensor:
         """Cosine between pictures and the person that they should show.
 
@@ -81,7 +86,7 @@ class Judge:
         Returns:
             (B, K) in [-1, 1].
         """
-        embedding = self.recogniser(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2])  # (B, K, E)
+        embedding = self.embed(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2])  # (B, K, E)
         return (embedding * targets[:, None]).sum(dim=-1)  # (B, K)
 
     @torch.no_grad()

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from difflora.controls import PrincipalComponents, RidgeRegression, mean_lora, nearest_lora
+from difflora.controls import (
+    MlpRegression,
+    PrincipalComponents,
+    RidgeRegression,
+    mean_lora,
+    nearest_lora,
+)
 from difflora.errors import LayoutError
 
 
@@ -54,3 +60,32 @@ def test_ridge_recovers_a_linear_map(generator):
 def test_everybody_in_the_library_is_their_own_nearest(library, generator):
     embedding = torch.nn.functional.normalize(torch.randn(12, 32, generator=generator), dim=-1)
     assert torch.equal(nearest_lora(embedding, embedding, library), library)
+
+
+def test_an_mlp_finds_what_no_line_can(generator):
+    x = torch.randn(400, 4, generator=generator)
+    y = torch.stack([x[:, 0].abs(), x[:, 1] * x[:, 2]], dim=1)  # nothing in it is linear
+    held_out = torch.arange(400) >= 320
+    fresh = torch.randn(200, 4, generator=generator)
+    wanted = torch.stack([fresh[:, 0].abs(), fresh[:, 1] * fresh[:, 2]], dim=1)
+    state = torch.random.get_rng_state()
+    mlp = MlpRegression.fit(x, y, held_out, num_steps=600)
+    assert torch.equal(torch.random.get_rng_state(), state)  # nobody else's randomness
+    line = RidgeRegression.fit(x, y, 0.01)
+    errors = [float((model.predict(fresh) - wanted).square().mean()) for model in (mlp, line)]
+    assert errors[0] < 0.5 * errors[1]
+    assert not mlp.predict(fresh).requires_grad
+    again = MlpRegression.fit(x, y, held_out, num_steps=600)
+    assert torch.equal(again.predict(fresh), mlp.predict(fresh))
+
+
+def test_an_mlp_keeps_the_step_that_held_out_people_like_best(generator):
+    x, y = torch.randn(60, 8, generator=generator), torch.randn(60, 3, generator=generator)  # noise only
+    held_out = torch.arange(60) >= 40
+    errors = [
+        float((MlpRegression.fit(x, y, held_out, num_steps=n).predict(x) - y)[held_out].square().mean())
+        for n in (25, 400)
+    ]
+    assert errors[1] <= errors[0] + 1e-6  # memorising the rest is not kept
+    with pytest.raises(LayoutError, match="held-out"):
+        MlpRegression.fit(x, y, torch.zeros(60, dtype=torch.bool))

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from training.evaluation_report import LABELS, SHEET_PEOPLE, draw_sheet, markdown, readme_table, write_report
-from training.evaluation_scores import Measurement, choose_strength, gap_closed, summarise, with_error
+from training.evaluation_scores import (
+    Measurement,
+    candidate_spread,
+    choose_strength,
+    diversity,
+    gap_closed,
+    summarise,
+    with_error,
+)
 
 PEOPLE, PROMPTS, STRENGTHS = 6, 4, (0.5, 1.0, 2.0)
 
@@ -16,12 +24,17 @@ def measurement(similarity, accuracy, spread=0.0):
     right = torch.zeros(PEOPLE, PROMPTS)
     right[:, : round(accuracy * PROMPTS)] = 1
     samples = torch.zeros(PEOPLE, 3, 64, 64, dtype=torch.uint8)
-    return Measurement(similarity + people, {"pose": right, "light": right}, samples)
+    similarity = similarity + people
+    diversity = torch.full((PEOPLE,), 0.2)
+    return Measurement(
+        similarity, similarity - 0.2, similarity - 0.1, diversity, {"pose": right, "light": right}, samples
+    )
 
 
 @pytest.fixture
 def report():
     level = {"mean_lora": 0.2, "nearest_lora": 0.3, "ridge": 0.5, "lae_trained": 0.55, "difflora_1": 0.6}
+    level |= {"mlp": 0.5, "regressor": 0.6, "trained_one_photo": 0.4}
     level |= {"difflora_best": 0.62, "difflora_4": 0.63, "trained_lora": 0.65}
     curves = {"base_model": {0.0: measurement(0.05, 1.0, 0.01)}}
     curves["true_renders"] = {0.0: measurement(0.9, 1.0, 0.01)}
@@ -29,7 +42,10 @@ def report():
         curves[name] = {strength: measurement(value * min(strength, 1), 1.0, 0.02) for strength in STRENGTHS}
     summary = summarise(curves, dict.fromkeys(level, 1.0), {"difflora_1": 0.1})
     settings = {"people": PEOPLE, "prompts": PROMPTS, "strengths": list(STRENGTHS)}
-    return {"command": "python -m x", "machine": "a toaster", "settings": settings, **summary}
+    cost = {"seconds": 0.2, "first_seconds": 0.3, "loading_seconds": 1.0, "peak_mb": 700, "libraries_mb": 400}
+    spread = candidate_spread(torch.ones(PEOPLE, 3, 4), torch.ones(PEOPLE, 3, 2, 4))
+    extra = {"photo_to_lora": cost, "candidates": spread}
+    return {"command": "python -m x", "machine": "a toaster", "settings": settings, **summary, **extra}
 
 
 def test_strength_is_the_most_alike_that_keeps_the_prompts():
@@ -42,19 +58,48 @@ def test_strength_is_the_most_alike_that_keeps_the_prompts():
 
 def test_gap_closed_is_the_ratio_of_gaps():
     base, oracle = torch.zeros(5), torch.full((5,), 0.8)
-    assert gap_closed(torch.full((5,), 0.6), base, oracle) == {"mean": 0.75, "se": 0.0}
+    exact = gap_closed(torch.full((5,), 0.6), base, oracle)
+    assert exact == {"mean": 0.75, "se": 0.0, "low": 0.75, "high": 0.75}
     noisy = gap_closed(torch.tensor([0.4, 0.5, 0.6, 0.7, 0.8]), base, oracle)
     # plug-in: the standard error of the numerator over a constant denominator, without the n - 1 correction
     assert noisy["se"] == pytest.approx(0.1414 / 5**0.5 / 0.8, rel=0.1)
 
 
 def test_standard_error_is_over_people():
-    assert with_error(torch.tensor([1.0, 2.0, 3.0, 4.0])) == {"mean": 2.5, "se": 0.6455}  # sqrt(5/3) / 2
+    value = with_error(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    assert (value["mean"], value["se"]) == (2.5, 0.6455)  # sqrt(5/3) / 2
+
+
+def test_the_interval_is_the_bootstraps_over_people(generator):
+    people = torch.randn(400, generator=generator)
+    value = with_error(people)
+    # with many people the bootstrap of a mean is normal: 1.96 standard errors each way
+    assert value["low"] == pytest.approx(value["mean"] - 1.96 * value["se"], abs=0.01)
+    assert value["high"] == pytest.approx(value["mean"] + 1.96 * value["se"], abs=0.01)
+
+
+def test_diversity_is_one_minus_the_mean_cosine_of_pairs(generator):
+    features = torch.randn(3, 5, 7, generator=generator)
+    unit = torch.nn.functional.normalize(features, dim=-1)
+    pairs = [[float(own[i] @ own[j]) for i in range(5) for j in range(i)] for own in unit]
+    wanted = torch.tensor([1 - sum(cosines) / len(cosines) for cosines in pairs])
+    assert torch.allclose(diversity(features), wanted, atol=1e-5)
+    assert torch.allclose(diversity(torch.ones(1, 4, 7)), torch.zeros(1), atol=1e-6)  # one, four times
+
+
+def test_candidates_are_compared_picture_by_picture():
+    latents = torch.eye(4).expand(2, 4, 4)  # nothing in common
+    faces = torch.eye(3).expand(2, 4, 3, 3)  # each candidate draws the same three faces, all different
+    spread = candidate_spread(latents, faces)
+    assert spread["cosine_of_latents"]["mean"] == pytest.approx(0.0, abs=1e-6)
+    assert spread["cosine_of_faces"]["mean"] == pytest.approx(1.0, abs=1e-6)
 
 
 def test_paired_differences_do_not_see_what_people_share(report):
     difference = report["comparisons"]["difflora_1 - ridge"]
-    assert difference == {"mean": pytest.approx(0.1, abs=1e-4), "se": pytest.approx(0.0, abs=1e-4)}
+    nothing = pytest.approx(0.0, abs=1e-4)
+    tenth = pytest.approx(0.1, abs=1e-4)
+    assert difference == {"mean": tenth, "se": nothing, "low": tenth, "high": tenth}
     assert all(report["floor"].values())
     assert report["rows"]["difflora_1"]["gap_closed"]["mean"] == pytest.approx(0.55 / 0.6, abs=1e-3)
 
@@ -63,7 +108,8 @@ def test_a_measurement_survives_its_file(tmp_path):
     before = measurement(0.3, 0.5, 0.1)
     before.save(tmp_path / "m.safetensors")
     after = Measurement.load(tmp_path / "m.safetensors")
-    assert torch.equal(after.similarity, before.similarity)
+    for name in ("similarity", "reference_similarity", "r_similarity", "diversity"):
+        assert torch.equal(getattr(after, name), getattr(before, name)), name
     assert list(after.accuracy) == sorted(before.accuracy)
     assert torch.equal(after.accuracy_of_people, before.accuracy_of_people)
 
@@ -78,6 +124,17 @@ def test_report_and_readme_show_every_row(report, tmp_path):
     for text in (readme_table(report), markdown(report)):
         assert all(label in text for label in LABELS.values())
     assert "python -m x" in markdown(report)
+    assert "700 MB" in markdown(report) and "0.500 [" in markdown(report)
+
+
+def test_rows_that_were_not_measured_are_left_out(report):
+    for name in ("regressor", "trained_one_photo"):
+        del report["rows"][name]
+        del report["comparisons"][f"difflora_1 - {name}"]
+    for text in (readme_table(report), markdown(report)):
+        assert LABELS["regressor"] not in text and LABELS["trained_one_photo"] not in text
+        assert "End-to-end" not in text
+        assert LABELS["mlp"] in text
 
 
 def test_sheet_has_a_row_per_person_and_a_column_per_method():

@@ -12,7 +12,13 @@ from difflora.layout import LoraLayout, init_shared_down
 from difflora.lora import Lora
 from difflora.patch import apply_lora
 from difflora.picture_autoencoder import PatchAutoencoder
-from training.evaluation_pictures import PEOPLE_AT_ONCE, ConditioningLikeness, LoraBatch, draw_people
+from training.evaluation_pictures import (
+    PEOPLE_AT_ONCE,
+    Comparison,
+    ConditioningLikeness,
+    LoraBatch,
+    draw_people,
+)
 
 
 @pytest.fixture
@@ -62,7 +68,11 @@ def test_a_picture_without_a_face_is_not_alike():
     red, black = torch.tensor([1.0, -1, -1]), torch.tensor([-1.0, -1, -1])
     pictures = torch.stack([torch.stack([red, black]), torch.stack([black, black])])  # (2, 2, 3)
     pictures = pictures[..., None, None].expand(2, 2, 3, 4, 4)
-    targets = torch.zeros(2, 512)
-    targets[:, 0] = 1
-    assert likeness.similarity(pictures, targets).tolist() == [[1.0, 0.0], [0.0, 0.0]]
-    assert likeness.similarity(pictures[1:], targets[1:]).tolist() == [[0.0, 0.0]]  # nobody anywhere
+    is_red, is_green = torch.eye(512)[:2]
+    others = torch.stack([is_red, is_green, is_green])  # (M, E): red in one of three photos
+    compared = Comparison(likeness, is_red.expand(2, -1), is_green.expand(2, -1), others.expand(2, -1, -1))
+    values = compared.similarities(pictures)
+    assert values["similarity"].tolist() == [[1.0, 0.0], [0.0, 0.0]]
+    assert values["reference_similarity"].tolist() == [[0.0, 0.0], [0.0, 0.0]]
+    assert values["r_similarity"][0].tolist() == pytest.approx([1 / 3, 0.0])
+    assert likeness.embed(pictures[1]).abs().sum() == 0  # nobody anywhere

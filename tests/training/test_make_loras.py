@@ -5,7 +5,7 @@ import argparse
 import pytest
 import torch
 
-from difflora.errors import CheckpointError
+from difflora.errors import CheckpointError, DiffLoRAError
 from training import make_loras
 from training.lora_library import load_library
 from training.pictures import PhotoFolders, RenderedPeople
@@ -37,6 +37,27 @@ def test_library_has_everybody_once_and_splits_share_lora_down(one_block_base, l
     assert all(torch.equal(train.shared_down[name], test.shared_down[name]) for name in train.shared_down)
     with pytest.raises(CheckpointError, match="--split validation"):
         load_library(library, "validation")
+
+
+def test_reference_photos_go_beside_the_split_with_the_same_settings(one_block_base, library, monkeypatch):
+    class Finds:
+        def __init__(self, folder):
+            pass
+
+        def analyze(self, photos):
+            assert len(photos) == 1
+
+    monkeypatch.setattr(make_loras, "FaceAnalyzer", Finds)
+    make(one_block_base, library, "--split", "test", "--people", "2")
+    make(one_block_base, library, "--split", "test", "--people", "2", "--reference")
+    many, one = load_library(library, "test"), load_library(library, "test_reference")
+    assert one.people.tolist() == [0, 1]
+    assert (one.flat.abs().amax(dim=1) > 0).all() and not torch.equal(one.flat, many.flat)
+    with pytest.raises(CheckpointError, match="other settings"):
+        make(one_block_base, library, "--split", "test", "--people", "2", "--reference", "--steps", "4")
+    options = make_loras.parse(["--reference", "--photos", str(library)])
+    with pytest.raises(DiffLoRAError, match="rendered people"):
+        make_loras.open_people(options)
 
 
 def test_batch_size_and_workers_do_not_change_the_loras(one_block_base, library, tmp_path):

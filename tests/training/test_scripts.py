@@ -12,6 +12,8 @@ SCRIPTS = (
     "amortise",
     "train_lae",
     "train_dit",
+    "train_regressor",
+    "evaluation_cost",
     "evaluate",
     "preset_sizes",
     "benchmark",
