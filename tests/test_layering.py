@@ -15,7 +15,7 @@ FLOW = (
     *("unet_names", "model_family", "base_sketch"),
     *("lora_keys", "adapter_config", "lora_metadata", "lora_sidecar", "lora", "lora_edit", "block_weights"),
     *("patch", "batched"),
-    *("picture_autoencoder", "pipelines", "text_features", "base_model", "lora_training"),
+    *("picture_autoencoder", "pipelines", "text_features", "base_model", "lora_training", "picture_loss"),
     *(
         "normalisation",
         "autoencoder",
@@ -35,7 +35,7 @@ FLOW = (
         "likeness",
         "hypernetwork",
     ),
-    *("checkpoint", "model", "identity", "candidates", "batch", "controls"),
+    *("checkpoint", "model", "identity", "candidates", "refinement", "batch", "controls"),
     # the embedded world, a user of the library like any other
     *("synthetic.people", "synthetic.scenes", "synthetic.captions", "synthetic.shapes"),
     *("synthetic.figure", "synthetic.face_layers", "synthetic.outfit_layers", "synthetic.renderer"),
