@@ -1,4 +1,4 @@
-"""The image-space loss of the DiT: where it starts from and what it weighs; `difflora.picture_loss` is the rest.
+"""The image-space loss of the DiT: where it starts and what it weighs; `difflora.picture_loss` is the rest.
 
 predicted x_0 latent -> LAE decoder -> flat weights -> patched frozen base model -> its loss on pictures of
 that person.

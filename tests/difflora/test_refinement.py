@@ -1,4 +1,4 @@
-"""Refinement: it lowers the loss of the photo on noise that it has not seen, moves nothing but the latent, and says so."""
+"""Refinement lowers the loss of the photo on noise that it has not seen, and moves nothing but the latent."""
 
 import pytest
 import torch
