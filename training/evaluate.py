@@ -252,7 +252,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--people", type=int, default=32, help="test people")
     parser.add_argument("--validation-people", type=int, default=16)
     parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--strengths", type=float, nargs="+", default=[0.5, 1.0, 1.5, 2.0])
+    parser.add_argument("--strengths", type=float, nargs="+", default=[0.75, 1.0, 1.25, 1.5])
     parser.add_argument("--picture-steps", type=int, default=12, help="of the base model's sampler")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes, each with one thread")
