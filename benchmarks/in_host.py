@@ -7,7 +7,6 @@ is written there: seconds of every measurement. Everything is interleaved, and w
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import resource
@@ -15,6 +14,7 @@ import sys
 import time
 import types
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ def import_host(comfyui: str, device: str) -> types.ModuleType:
     for name, path in (("pack", PACK), ("pack.nodes", PACK / "nodes")):
         sys.modules[name] = types.ModuleType(name)
         sys.modules[name].__path__ = [str(path)]
-    return importlib.import_module("pack.nodes._host")
+    return import_module("pack.nodes._host")
 
 
 def build_model(settings: dict[str, Any]) -> Any:  # noqa: ANN401 (the host's MODEL)

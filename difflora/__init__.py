@@ -14,7 +14,7 @@ The names below are loaded at first use, so that `import difflora` costs nothing
 
 from __future__ import annotations
 
-import importlib
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401  (whatever the name stands fo
     """Load a public name from its module at first use (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_module_of(name), __name__), name)
+    return getattr(import_module(_module_of(name), __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -7,13 +7,16 @@ import importlib.util
 import sys
 import textwrap
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import DiffLoRAError
 
 if TYPE_CHECKING:
+    from .base_model import BaseModel
     from .features import IdentityFeatures
+    from .latents import LoraLatent
     from .model import DiffLoRA
 
 USER_ERROR = 2
@@ -52,7 +55,18 @@ def build_parser() -> argparse.ArgumentParser:
     person.add_argument(
         "--candidates", type=int, default=1, metavar="N", help="sample N LoRAs, keep the one most alike"
     )
-    person.add_argument("--base", type=Path, help="pipeline folder that draws candidates (synthetic world's)")
+    person.add_argument(
+        "--refine", type=int, default=0, metavar="STEPS", help="refine on the photos themselves; 10 is plenty"
+    )
+    person.add_argument(
+        "--caption",
+        action="append",
+        metavar="TEXT",
+        help="for --refine: what a photo shows besides the person, as in prompts; for all, or one each",
+    )
+    person.add_argument(
+        "--base", type=Path, help="pipeline folder for --candidates and --refine (synthetic world's)"
+    )
     person.add_argument("--guidance", type=float, help="1 is plain sampling, more exaggerates the likeness")
 
     folder = commands.add_parser(
@@ -76,6 +90,15 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="another folder in which insightface model packs may be; may be given several times",
     )
+    doctor.add_argument(
+        "--models",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FOLDER",
+        help="ComfyUI's models folder, to examine your checkpoints in models/difflora; found by itself where "
+        "this is a node pack in custom_nodes; may be given several times",
+    )
     return parser
 
 
@@ -97,6 +120,8 @@ def personalize(args: argparse.Namespace) -> None:
     """Make a LoRA file from photos."""
     if args.out.suffix != ".safetensors":
         raise DiffLoRAError(f"--out {args.out} should end with .safetensors")
+    if args.refine < 0:
+        raise DiffLoRAError(f"--refine {args.refine}: steps are 0 (not at all) or more")
     if args.candidates < 1:
         raise DiffLoRAError(f"--candidates {args.candidates}: at least one LoRA has to be sampled")
     for photo in args.photos:
@@ -116,7 +141,10 @@ def personalize(args: argparse.Namespace) -> None:
     seed, noise_scale = args.seed, None
     if args.candidates > 1:
         seed, noise_scale = best_seed(args, model, features)
-    model.generate(features, seed, args.steps, args.guidance, noise_scale).save(args.out)
+    latent = model.generate_latent(features, seed, args.steps, args.guidance, noise_scale)
+    if args.refine:
+        latent = refined(args, model, latent)
+    model.decode(latent).save(args.out)
     base_model, strength = model.checkpoint.base_model, model.recommended.strength
     print(f"wrote {args.out}: for {base_model}, best at strength {strength:g}")
 
@@ -142,15 +170,41 @@ def personalize_folder(args: argparse.Namespace) -> None:
         )
 
 
-def best_seed(args: argparse.Namespace, model: DiffLoRA, features: IdentityFeatures) -> tuple[int, float]:
-    """Seed and noise scale of the candidate that looks most like the photos; shows the ranking."""
+def refined(args: argparse.Namespace, model: DiffLoRA, latent: LoraLatent) -> LoraLatent:
+    """The latent after `--refine` steps on the photos that were used."""
+    from .refinement import CAPTION, RefinementConfig, refine
+
+    captions = args.caption or [CAPTION]
+    if len(captions) not in (1, len(args.photos)):
+        raise DiffLoRAError(
+            f"{len(captions)} captions for {len(args.photos)} photos: give one for all, or one for each"
+        )
+    used = [face.photo for face in latent.features.faces if face.used]
+    return refine(
+        model,
+        open_base(args),
+        latent,
+        [args.photos[index] for index in used],
+        [captions[index % len(captions)] for index in used],
+        RefinementConfig(num_steps=args.refine),
+        args.seed,
+    )
+
+
+def open_base(args: argparse.Namespace) -> BaseModel:
+    """The base model of `--base`, else the synthetic world's."""
     silence("transformers", "diffusers")
     from .base_model import BaseModel
-    from .candidates import batched_draw, rank_candidates
     from .synthetic.world import BASE_MODEL
 
-    base = BaseModel.load(args.base or BASE_MODEL, device=choose_device(args.device))
-    draw = batched_draw(model, base, args.seed)
+    return BaseModel.load(args.base or BASE_MODEL, device=choose_device(args.device))
+
+
+def best_seed(args: argparse.Namespace, model: DiffLoRA, features: IdentityFeatures) -> tuple[int, float]:
+    """Seed and noise scale of the candidate that looks most like the photos; shows the ranking."""
+    from .candidates import batched_draw, rank_candidates
+
+    draw = batched_draw(model, open_base(args), args.seed)
     ranking = rank_candidates(model, draw, [features], args.candidates, args.seed, args.steps, args.guidance)
     for place in ranking.similarity[0].argsort(descending=True).tolist():
         print(f"seed {ranking.seeds[place]}: likeness {ranking.similarity[0, place]:.3f}")
@@ -159,9 +213,18 @@ def best_seed(args: argparse.Namespace, model: DiffLoRA, features: IdentityFeatu
 
 def doctor(args: argparse.Namespace) -> int:
     """Examine the installation; 1 if something needed is broken."""
-    from .doctor import DEFAULT_FOLDERS, examine, is_broken, to_json, to_text
+    from .doctor import DEFAULT_FOLDERS, examine
+    from .findings import is_broken, to_json, to_text
+    from .own_checkpoints import find_checkpoints, installed_models
 
-    findings = examine((*args.face_folder, *DEFAULT_FOLDERS))
+    for folder in args.models:
+        if not folder.is_dir():
+            raise DiffLoRAError(f"--models {folder}: no such folder")
+    models = args.models or [folder for folder in [installed_models()] if folder is not None]
+    faces = [*args.face_folder, *(folder / "insightface" for folder in models), *DEFAULT_FOLDERS]
+    checkpoints = [path for folder in models for path in find_checkpoints(folder / "difflora")]
+    encoders = [folder / kind for folder in models for kind in ("clip_vision", "difflora")]
+    findings = examine(faces, checkpoints, encoders)
     print(to_json(findings) if args.json else to_text(findings))
     return int(is_broken(findings))
 
@@ -170,7 +233,7 @@ def silence(*packages: str) -> None:
     """Keep Hugging Face libraries from drawing bars and giving advice while they load half a megabyte."""
     for package in packages:
         if importlib.util.find_spec(package) is not None:
-            logging = importlib.import_module(f"{package}.utils.logging")
+            logging = import_module(f"{package}.utils.logging")
             logging.set_verbosity_error()
             logging.disable_progress_bar()
 

@@ -131,7 +131,7 @@ class BaseModel:
         """
         parts: Any = pipeline  # diffusers sets the components at run time, unknown to a type checker
         for network in networks_of(pipeline):
-            network.to(device).eval().requires_grad_(False)
+            network.to(device).train(False).requires_grad_(False)
         config = parts.scheduler.config
         if config.prediction_type not in PREDICTION_TYPES:
             raise CheckpointError(

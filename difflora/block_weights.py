@@ -23,7 +23,7 @@ from .lora_edit import scale_blocks
 from .unet_names import BLOCK, MIDDLE_LABEL, REST_LABEL, block_label, layers_per_block
 
 ALL = "all"
-NAMED_WEIGHT = re.compile(r"([A-Za-z]+\d*)\s*=\s*(\S+)")
+NAMED_WEIGHT = r"([A-Za-z]+\d*)\s*=\s*(\S+)"
 GROUPS = ("IN", "OUT")
 TEXT_ENCODER_PREFIXES = ("lora_te", "text_encoder")
 
@@ -45,7 +45,7 @@ def blocks_of(names: Collection[str]) -> dict[str, bool]:
     """
     layers = layers_per_block(names)
     labels = {name: block_label(name, layers) for name in names}
-    levels = {name: (match[1], int(match[2])) for name in names if (match := BLOCK.fullmatch(name))}
+    levels = {name: (match[1], int(match[2])) for name in names if (match := re.fullmatch(BLOCK, name))}
     down = [level for half, level in levels.values() if half == "down_blocks"]
     up = [level for half, level in levels.values() if half == "up_blocks"]
     lowest = {("down_blocks", max(down, default=0)), ("up_blocks", min(up, default=0))}
@@ -130,7 +130,7 @@ def read_block_weights(text: str, names: Collection[str]) -> dict[str, float]:
 def _by_name(entries: Iterable[str], blocks: Collection[str]) -> dict[str, float]:
     weights: dict[str, float] = {}
     for entry in entries:
-        if (match := NAMED_WEIGHT.fullmatch(entry.strip())) is None:
+        if (match := re.fullmatch(NAMED_WEIGHT, entry.strip())) is None:
             raise LayoutError(f"block weight {entry.strip()!r} is not like OUT01=0.5: write BLOCK=number")
         label, weight = match[1].upper(), _number(match[2])
         chosen = list(blocks) if label == "ALL" else [label]

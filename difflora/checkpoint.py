@@ -21,7 +21,7 @@ from .autoencoder import LaeConfig
 from .base_sketch import BaseSketch
 from .diffusion import DiffusionConfig
 from .errors import CheckpointError, DiffLoRAError, LayoutError
-from .files import load_safetensors, save_safetensors
+from .files import load_safetensors, read_safetensors_header, save_safetensors
 from .hypernetwork import HypernetworkConfig, LoraHypernetwork
 from .layout import LoraLayout, SharedDown, check_shapes
 from .mixing import MifConfig
@@ -34,6 +34,8 @@ SKETCH_KEYS = ("base_sketch.projections", "base_sketch.squared_norms")
 STATISTICS = ("latent_mean", "latent_std", "weight_mean", "weight_rms")
 """Small and of any magnitude: always kept in float32."""
 
+NO_FIT = "weights do not fit its own configuration: get the file again, it is damaged"
+
 Config = TypeVar("Config")
 
 
@@ -43,13 +45,13 @@ class Recommended:
 
     Args:
         strength: multiplier of the LoRA.
-        num_steps: sampler steps.
+        num_steps: sampler steps. More than a few gain nothing (docs/decisions.md).
         guidance_scale: classifier-free guidance, 1 is none.
         noise_scale: of the starting noise: 1 samples, 0 follows the mean prediction.
     """
 
     strength: float = 1.0
-    num_steps: int = 8
+    num_steps: int = 4
     guidance_scale: float = 1.0
     noise_scale: float = 1.0
 
@@ -80,6 +82,16 @@ class Checkpoint:
     def layout(self) -> LoraLayout:
         """What a LoRA of this checkpoint is."""
         return self.networks.layout
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """What a checkpoint says about itself, as in `Checkpoint`."""
+
+    layout: LoraLayout
+    base_model: str
+    face_pack: str
+    image_encoder: str
 
 
 def config_from_fields(kind: type[Config], values: object) -> Config:
@@ -170,15 +182,7 @@ def load_checkpoint(
     """
     tensors, metadata = load_safetensors(path, device)
     header = _read_header(path, metadata)
-    try:
-        own_layout = LoraLayout.from_json(header["layout"])
-    except LayoutError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    if own_layout.fingerprint != header["fingerprint"]:
-        raise CheckpointError(
-            f"{path}: its layout has the fingerprint {own_layout.fingerprint}, its header says "
-            f"{header['fingerprint']}: the file is damaged, get it again"
-        )
+    own_layout = _read_layout(path, header)
     if layout is not None and layout.fingerprint != own_layout.fingerprint:
         raise CheckpointError(
             f"{path} makes LoRAs for {header['base_model']} (layout {own_layout.fingerprint}), not for "
@@ -195,11 +199,9 @@ def load_checkpoint(
             }
         )
     except RuntimeError as error:
-        raise CheckpointError(
-            f"{path}: weights do not fit its own configuration: get the file again, it is damaged"
-        ) from error
+        raise CheckpointError(f"{path}: {NO_FIT}") from error
     return Checkpoint(
-        networks.eval().requires_grad_(False),
+        networks.train(False).requires_grad_(False),
         _read_shared_down(path, tensors, own_layout),
         header["base_model"],
         header["face_pack"],
@@ -207,6 +209,34 @@ def load_checkpoint(
         config_from_fields(Recommended, header["recommended"]),
         _read_sketch(path, tensors, own_layout),
     )
+
+
+def inspect_checkpoint(path: str | Path) -> CheckpointFacts:
+    """What a checkpoint is for and needs, in milliseconds: its header is read, and no weight.
+
+    Raises:
+        CheckpointError: missing, truncated, foreign or newer file.
+    """
+    shapes, metadata = read_safetensors_header(path)
+    header = _read_header(path, metadata)
+    layout = _read_layout(path, header)
+    hypernetwork_config(header["config"])
+    if not any(name.startswith(NETWORK_PREFIX) for name in shapes):
+        raise CheckpointError(f"{path}: {NO_FIT}")
+    return CheckpointFacts(layout, header["base_model"], header["face_pack"], header["image_encoder"])
+
+
+def _read_layout(path: str | Path, header: Mapping[str, Any]) -> LoraLayout:
+    try:
+        layout = LoraLayout.from_json(header["layout"])
+    except LayoutError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if layout.fingerprint != header["fingerprint"]:
+        raise CheckpointError(
+            f"{path}: its layout has the fingerprint {layout.fingerprint}, its header says "
+            f"{header['fingerprint']}: the file is damaged, get it again"
+        )
+    return layout
 
 
 def _read_header(path: str | Path, metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -6,22 +6,19 @@ Every check is a function that returns findings and never raises: a doctor who f
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 from .errors import CheckpointError, DiffLoRAError, DiffLoRAWarning
 from .face_packs import DEFAULT_FOLDERS, search_face_packs, searched_places
+from .findings import Finding, Level
+from .own_checkpoints import TOPIC, check_own_checkpoints
 
-Level = Literal["ok", "warning", "problem"]
-MARKS: dict[Level, str] = {"ok": "ok", "warning": "warning", "problem": "PROBLEM"}
 MIN_PYTHON = (3, 10)
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
 """What the library needs, where it runs from a checkout or as a node pack; else its own metadata say it."""
@@ -35,28 +32,17 @@ LITTLE_MEMORY = 2 * 1024**3
 """Bytes below which loading an SDXL model beside ours is likely to fail."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One fact about this installation.
-
-    Args:
-        level: "ok", "warning" (works, but worse than it could) or "problem" (something needed is broken).
-        topic: what was looked at.
-        what: what was found.
-        fix: what to do about it, a command where there is one.
-    """
-
-    level: Level
-    topic: str
-    what: str
-    fix: str = ""
-
-
-def examine(face_folders: Sequence[str | Path] = DEFAULT_FOLDERS) -> tuple[Finding, ...]:
+def examine(
+    face_folders: Sequence[str | Path] = DEFAULT_FOLDERS,
+    checkpoints: Sequence[Path] = (),
+    encoder_folders: Sequence[str | Path] = (),
+) -> tuple[Finding, ...]:
     """Look at everything.
 
     Args:
         face_folders: where insightface packs are looked for.
+        checkpoints: the user's own DiffLoRA checkpoints.
+        encoder_folders: where the image encoders that they name are looked for.
 
     Returns:
         Findings, in the order in which somebody would repair them.
@@ -70,6 +56,7 @@ def examine(face_folders: Sequence[str | Path] = DEFAULT_FOLDERS) -> tuple[Findi
         ("face models", check_face_models),
         ("checkpoint", check_embedded_checkpoint),
         ("base model", check_embedded_base_model),
+        (TOPIC, lambda: check_own_checkpoints(checkpoints, face_folders, encoder_folders)),
         ("memory", check_memory),
     )
     return tuple(finding for topic, check in checks for finding in attempt(topic, check))
@@ -263,30 +250,6 @@ def free_memory() -> int | None:
         except (AttributeError, ValueError, OSError):  # Windows, macOS
             return None
     return int(psutil.virtual_memory().available)
-
-
-def is_broken(findings: Iterable[Finding]) -> bool:
-    """Whether something that is needed does not work."""
-    return any(finding.level == "problem" for finding in findings)
-
-
-def to_text(findings: Sequence[Finding]) -> str:
-    """Aligned lines: level, topic, what was found; the fix on a line of its own below."""
-    width = max((len(finding.topic) for finding in findings), default=0)
-    mark = max(map(len, MARKS.values()))
-    lines = []
-    for finding in findings:
-        lines.append(f"{MARKS[finding.level]:<{mark}}  {finding.topic:<{width}}  {finding.what}")
-        if finding.fix:
-            lines.append(f"{'':<{mark}}  {'fix':>{width}}  {finding.fix}")
-    count = sum(finding.level == "problem" for finding in findings)
-    lines.append("everything that is needed works" if not count else f"{count} problem{'s' * (count > 1)}")
-    return "\n".join(lines)
-
-
-def to_json(findings: Sequence[Finding]) -> str:
-    """A list of objects with level, topic, what, fix."""
-    return json.dumps([asdict(finding) for finding in findings], indent=2)
 
 
 def _version(name: str) -> str | None:

@@ -131,7 +131,7 @@ class ImageEncoder:
                 f"the image encoder {self.folder} cannot be loaded ({error}): it needs config.json, "
                 "model.safetensors and preprocessor_config.json of a CLIP vision model; download it again"
             ) from error
-        self._model = model.eval().requires_grad_(False).to(device=device, dtype=dtype)
+        self._model = model.train(False).requires_grad_(False).to(device=device, dtype=dtype)
         self._size = model.config.image_size
         self.width: int = model.config.projection_dim
         """Feature width C."""

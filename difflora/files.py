@@ -2,8 +2,10 @@
 
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -67,6 +69,39 @@ def save_safetensors(
     return atomic_save(path, lambda temporary: save_file(storable, temporary, metadata=header))
 
 
+@contextmanager
+def open_safetensors(path: str | Path, device: str | torch.device = "cpu") -> Iterator[Any]:
+    """A `.safetensors` file, opened; what is wrong with it is said in one sentence.
+
+    Args:
+        path: the file.
+        device: where tensors go that are read from it.
+
+    Yields:
+        What `safetensors.safe_open` gives. The file is known to be whole then: its length is in its header.
+
+    Raises:
+        CheckpointError: the file is missing, a pickle, truncated or not `.safetensors` at all.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no such file: {path}: check the spelling and that the download is complete")
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            yield file
+    except SafetensorError as error:
+        with path.open("rb") as raw:
+            pickled = raw.read(4).startswith(PICKLE_MAGIC)
+        if pickled:
+            raise CheckpointError(
+                f"{path} looks like a pickle (.pt, .ckpt, .bin), which can run code when it is read and is "
+                "never loaded here: convert it to .safetensors with its author's tool"
+            ) from error
+        raise CheckpointError(
+            f"{path} is truncated or not .safetensors ({error}): download or make the file again"
+        ) from error
+
+
 def load_safetensors(
     path: str | Path, device: str | torch.device = "cpu"
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -82,35 +117,31 @@ def load_safetensors(
     Raises:
         CheckpointError: the file is missing, a pickle, truncated or not `.safetensors` at all.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no such file: {path}: check the spelling and that the download is complete")
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        with path.open("rb") as file:
-            pickled = file.read(4).startswith(PICKLE_MAGIC)
-        if pickled:
-            raise CheckpointError(
-                f"{path} looks like a pickle (.pt, .ckpt, .bin), which can run code when it is read and is "
-                "never loaded here: convert it to .safetensors with its author's tool"
-            ) from error
-        raise CheckpointError(
-            f"{path} is truncated or not .safetensors ({error}): download or make the file again"
-        ) from error
-    return tensors, metadata
+    with open_safetensors(path, device) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+
+
+def read_safetensors_header(path: str | Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Shapes and metadata of a `.safetensors` file, from its header alone.
+
+    Args:
+        path: the file.
+
+    Returns:
+        name -> shape, and name -> string.
+
+    Raises:
+        CheckpointError: the file is missing, a pickle, truncated or not `.safetensors` at all.
+    """
+    with open_safetensors(path) as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        return shapes, dict(file.metadata() or {})
 
 
 def tensor_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes in a `.safetensors` file, from its header alone.
 
     Raises:
-        CheckpointError: the file is missing, truncated or not `.safetensors` at all.
+        CheckpointError: the file is missing, a pickle, truncated or not `.safetensors` at all.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is missing or not .safetensors ({error}): get it again") from error
+    return read_safetensors_header(path)[0]

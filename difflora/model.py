@@ -41,9 +41,6 @@ EMBEDDED_CHECKPOINT = EMBEDDED / "difflora.safetensors"
 EMBEDDED_FACE_PACKS = EMBEDDED / "face_pack" / "models"
 EMBEDDED_IMAGE_ENCODER = EMBEDDED / "image_encoder"
 
-DEFAULT_NUM_STEPS = Recommended().num_steps
-DEFAULT_GUIDANCE_SCALE = Recommended().guidance_scale
-
 
 class DiffLoRA:
     """A loaded checkpoint with its face models.

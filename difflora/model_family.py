@@ -13,7 +13,7 @@ from .errors import LayoutError
 from .layout import LoraLayout, listing
 from .unet_names import layers_per_block, original_name
 
-ATTENTION_WEIGHT = re.compile(r"transformer_blocks\.(\d+)\.attn([12])\.(to_q|to_k|to_v)\.weight$")
+ATTENTION_WEIGHT = r"transformer_blocks\.(\d+)\.attn([12])\.(to_q|to_k|to_v)\.weight$"
 PREFIXES = ("", "unet.", "diffusion_model.", "model.diffusion_model.")
 """What stands before a U-Net's names: diffusers, its pipelines, ComfyUI, checkpoints of a whole model."""
 
@@ -68,7 +68,7 @@ def family_of(shapes: Mapping[str, Sequence[int]]) -> str:
     """
     prompt_widths, widths, depth = set(), set(), 0
     for name, shape in shapes.items():
-        if (match := ATTENTION_WEIGHT.search(name)) and len(shape) == 2:
+        if (match := re.search(ATTENTION_WEIGHT, name)) and len(shape) == 2:
             depth = max(depth, int(match[1]) + 1)
             widths.add(shape[0])
             if match[2] == "2" and match[3] != "to_q":

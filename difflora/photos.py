@@ -119,6 +119,16 @@ def reduce_photo(photo: np.ndarray, factor: int) -> np.ndarray:
     return photo if factor <= 1 else np.asarray(Image.fromarray(photo).reduce(factor))
 
 
+def centre_square(photo: np.ndarray, size: int) -> torch.Tensor:
+    """Centre square of a photo (H, W, 3) uint8, resized: (3, S, S) in [-1, 1]."""
+    height, width = photo.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    crop = Image.fromarray(photo[top : top + side, left : left + side])
+    pixels = torch.from_numpy(np.array(crop.resize((size, size), Image.Resampling.LANCZOS)))  # (S, S, 3)
+    return pixels.permute(2, 0, 1).float() / 127.5 - 1
+
+
 def _unbatched(photo: Photo) -> list[Photo]:
     if isinstance(photo, torch.Tensor | np.ndarray) and photo.ndim == 4:
         return list(photo)

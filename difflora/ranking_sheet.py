@@ -5,17 +5,23 @@ Letters: n candidates, K pictures of each, H, W size of a picture.
 
 from __future__ import annotations
 
+import textwrap
+
 from PIL import Image
 
 from .candidates import Ranking
 from .sheet import SheetRow, draw_grid
 
 SHOWN_PICTURES = 4
-TILE = 160
+TILE, LABEL_WIDTH = 160, 196
+LETTER_PX = 36
+"""A node of the usual size shows eight rows at half of their size or less."""
+SEED_CHARACTERS = 11
+"""That fit into a line; random seeds have up to twenty."""
 
 
 def draw_ranking(ranking: Ranking, person: int = 0) -> Image.Image:
-    """A row per candidate of one person, the best on top, with its first pictures.
+    """A row per candidate of one person, the best on top: place, likeness, seed and its first pictures.
 
     Args:
         ranking: from `rank_candidates`.
@@ -31,10 +37,11 @@ def draw_ranking(ranking: Ranking, person: int = 0) -> Image.Image:
             ranking.pictures[person, index, :SHOWN_PICTURES].permute(0, 2, 3, 1).contiguous()
         )  # (k, H, W, 3)
         pictures = [Image.fromarray(picture) for picture in drawn.numpy()]
-        details = [f"seed {ranking.seeds[index]}"] + (["taken"] if place == 0 else [])
-        rows.append(SheetRow(f"{place + 1}.  likeness {float(similarity[index]):.3f}", pictures, details))
+        details = textwrap.wrap(f"seed {ranking.seeds[index]}", SEED_CHARACTERS)
+        details += ["taken"] if place == 0 else []
+        rows.append(SheetRow(f"{place + 1}.  {float(similarity[index]):.3f}", pictures, details))
     columns: list[list[str]] = [[] for _ in range(min(SHOWN_PICTURES, ranking.pictures.shape[2]))]
-    return draw_grid(columns, rows, side=TILE, label_width=170)
+    return draw_grid(columns, rows, TILE, LABEL_WIDTH, LETTER_PX)
 
 
 def describe_ranking(ranking: Ranking, person: int = 0) -> str:

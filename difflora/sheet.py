@@ -18,7 +18,9 @@ PAPER, INK, FAINT = (255, 255, 255), (28, 30, 34), (122, 126, 134)
 GAP, MARGIN = 6, 14
 """Pixels between pictures, and around the sheet."""
 LABEL_PX, DETAIL_PX = 16, 13
-LINE = DETAIL_PX + 5
+LEADING = 5
+"""Pixels between lines."""
+LINE = DETAIL_PX + LEADING
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,11 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def draw_grid(
-    columns: Sequence[Sequence[str]], rows: Sequence[SheetRow], side: int = 144, label_width: int = 150
+    columns: Sequence[Sequence[str]],
+    rows: Sequence[SheetRow],
+    side: int = 144,
+    label_width: int = 150,
+    label_px: int = LABEL_PX,
 ) -> Image.Image:
     """Rows of pictures with a heading per column and a label per row.
 
@@ -55,6 +61,7 @@ def draw_grid(
         rows: what to show; a row may have fewer pictures than there are columns.
         side: pixels of a picture in the sheet.
         label_width: pixels for the rows' labels.
+        label_px: height of the labels' letters; those of the details follow.
 
     Returns:
         RGB image.
@@ -68,12 +75,14 @@ def draw_grid(
         for number, text in enumerate(lines):
             x, y = left + index * (side + GAP), head - (len(lines) - number) * LINE
             draw.text((x + 1, y), text, INK if number == 0 else FAINT, font(DETAIL_PX))
+    detail_px = round(label_px * DETAIL_PX / LABEL_PX)
     for index, row in enumerate(rows):
         y = head + index * (side + GAP)
-        middle = y + (side - LABEL_PX - len(row.details) * LINE) // 2
-        draw.text((MARGIN, middle), row.label, INK, font(LABEL_PX))
+        middle = y + (side - label_px - len(row.details) * (detail_px + LEADING)) // 2
+        draw.text((MARGIN, middle), row.label, INK, font(label_px))
         for number, text in enumerate(row.details):
-            draw.text((MARGIN, middle + LABEL_PX + 5 + number * LINE), text, FAINT, font(DETAIL_PX))
+            below = middle + label_px + LEADING + number * (detail_px + LEADING)
+            draw.text((MARGIN, below), text, FAINT, font(detail_px))
         for column, picture in enumerate(row.pictures):
             if picture is not None:
                 sheet.paste(enlarge(picture, side), (left + column * (side + GAP), y))

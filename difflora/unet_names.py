@@ -29,10 +29,10 @@ EMBEDDINGS_BACK = {original: name for name, original in EMBEDDINGS.items()}
 RESNET_LINEAR = ("time_emb_proj", "emb_layers.1")  # the only linear layer of a ResNet block
 MIDDLE = {("resnets", 0): 0, ("attentions", 0): 1, ("resnets", 1): 2}  # (kind, layer) -> part
 MIDDLE_BACK = {part: layer for layer, part in MIDDLE.items()}
-BLOCK = re.compile(r"(down_blocks|up_blocks)\.(\d+)\.(resnets|attentions)\.(\d+)\.(.+)")
-MIDDLE_BLOCK = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
-ORIGINAL_BLOCK = re.compile(r"(input_blocks|output_blocks)\.(\d+)\.([01])\.(.+)")
-ORIGINAL_MIDDLE_BLOCK = re.compile(r"middle_block\.([012])\.(.+)")
+BLOCK = r"(down_blocks|up_blocks)\.(\d+)\.(resnets|attentions)\.(\d+)\.(.+)"
+MIDDLE_BLOCK = r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)"
+ORIGINAL_BLOCK = r"(input_blocks|output_blocks)\.(\d+)\.([01])\.(.+)"
+ORIGINAL_MIDDLE_BLOCK = r"middle_block\.([012])\.(.+)"
 ORIGINAL_ROOTS = ("input_blocks", "middle_block", "output_blocks", "time_embed", "label_emb")
 LABELS = {"input_blocks": "IN", "output_blocks": "OUT"}
 MIDDLE_LABEL = "M00"
@@ -47,7 +47,7 @@ def layers_per_block(names: Iterable[str]) -> int:
     """
     layers = {"down_blocks": 0, "up_blocks": 0}
     for name in names:
-        if match := BLOCK.fullmatch(name):
+        if match := re.fullmatch(BLOCK, name):
             layers[match[1]] = max(layers[match[1]], int(match[4]) + 1)
     down, up = layers["down_blocks"], layers["up_blocks"]
     return down if down > 0 and up == down + 1 else LAYERS_PER_BLOCK
@@ -65,11 +65,11 @@ def original_name(name: str, layers: int = LAYERS_PER_BLOCK) -> str:
     """
     if name in EMBEDDINGS:
         return EMBEDDINGS[name]
-    if match := MIDDLE_BLOCK.fullmatch(name):
+    if match := re.fullmatch(MIDDLE_BLOCK, name):
         kind, layer, rest = match[1], int(match[2]), match[3]
         if (kind, layer) in MIDDLE:
             return f"middle_block.{MIDDLE[kind, layer]}.{_rest(name, kind, rest, *RESNET_LINEAR)}"
-    if match := BLOCK.fullmatch(name):
+    if match := re.fullmatch(BLOCK, name):
         going_down, level, kind, layer = match[1] == "down_blocks", int(match[2]), match[3], int(match[4])
         if layer < (layers if going_down else layers + 1):
             number = (layers + 1) * level + layer + (1 if going_down else 0)
@@ -86,10 +86,10 @@ def diffusers_name(name: str, layers: int = LAYERS_PER_BLOCK) -> str:
     """
     if name in EMBEDDINGS_BACK:
         return EMBEDDINGS_BACK[name]
-    if match := ORIGINAL_MIDDLE_BLOCK.fullmatch(name):
+    if match := re.fullmatch(ORIGINAL_MIDDLE_BLOCK, name):
         kind, layer = MIDDLE_BACK[int(match[1])]
         return f"mid_block.{kind}.{layer}.{_rest(name, kind, match[2], *reversed(RESNET_LINEAR))}"
-    if match := ORIGINAL_BLOCK.fullmatch(name):
+    if match := re.fullmatch(ORIGINAL_BLOCK, name):
         going_down = match[1] == "input_blocks"
         level, layer = divmod(int(match[2]) - (1 if going_down else 0), layers + 1)
         if level >= 0 and not (going_down and layer == layers):  # block 0, and the step down: convolutions

@@ -8,17 +8,22 @@ Letters: B pictures, S picture side, L patches and the class token, W width, H h
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-ACTIVATIONS = {
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "gelu": functional.gelu,
-}
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """OpenAI's CLIP has x * sigmoid(1.702 x), elementwise, for GELU."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": functional.gelu}
 
 
 @dataclass(frozen=True)
@@ -170,6 +175,17 @@ class VisionTower(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (B, 3, S, S) -> image features (B, C)."""
         return self.visual_projection(self.vision_model(pixels))
+
+
+def image_encoder_folder(name: str, folders: Sequence[str | Path]) -> Path | None:
+    """Folder of a CLIP vision model, as transformers saves it; None without one.
+
+    Args:
+        name: as a checkpoint says it; "openai/clip-vit-large-patch14" is a folder clip-vit-large-patch14.
+        folders: where such folders lie.
+    """
+    paths = (Path(folder) / name.rsplit("/", 1)[-1] for folder in folders)
+    return next((path for path in paths if (path / "config.json").is_file()), None)
 
 
 def load_vision_tower(config: dict[str, Any], weights: dict[str, Tensor]) -> VisionTower:

@@ -50,6 +50,7 @@ class BatchPeople(io.ComfyNode):
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,  # a new seed after every run would make all LoRAs again
                     tooltip="As in Generate LoRA. Another seed makes all LoRAs again.",
                 ),
                 io.Int.Input(
@@ -95,6 +96,11 @@ class BatchPeople(io.ComfyNode):
                 io.String.Output(
                     display_name="report", tooltip="For every person: made, up to date or failed, and why."
                 ),
+                io.Float.Output(
+                    display_name="strength",
+                    tooltip="The strength that was best for this checkpoint: connect it to Apply DiffLoRA, "
+                    "where it counts for every LoRA of the list.",
+                ),
             ],
         )
 
@@ -122,10 +128,12 @@ class BatchPeople(io.ComfyNode):
         settings = BatchSettings(
             seed, steps or None, guidance or None, None if variation < 0 else variation, sidecar=sidecar
         )
-        results = personalize_folders(difflora.on_device(), people, out, settings, _host.progress())
+        own = difflora.on_device()
+        results = personalize_folders(own, people, out, settings, _host.progress())
         report = "\n".join(map(str, results))
         done = [(result.person, result.path) for result in results if result.path is not None]
         if not done:
             raise DiffLoRAError(f"no LoRA could be made:\n{report}")
         loras = [Lora.load(path).state_dict() for _, path in done]
-        return io.NodeOutput(loras, [name for name, _ in done], report, ui=ui.PreviewText(report))
+        names = [name for name, _ in done]
+        return io.NodeOutput(loras, names, report, own.recommended.strength, ui=ui.PreviewText(report))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from comfy_api.latest import io
 
-from ..difflora.doctor import Finding, examine, to_text
+from ..difflora.doctor import examine
+from ..difflora.findings import Finding, to_text
 from . import _host
 from ._types import CATEGORY
 
@@ -19,8 +22,9 @@ class Doctor(io.ComfyNode):
             node_id="DiffLoRADoctor",
             display_name="DiffLoRA Doctor",
             category=CATEGORY,
-            description="Examines this installation: versions, GPU, face models, every folder that is "
-            "searched, free memory, and for each problem the command that repairs it. Queue it alone.",
+            description="Examines this installation: versions, GPU, face models, your DiffLoRA checkpoints "
+            "and what each needs, every folder that is searched, free memory, and for each problem the "
+            "command that repairs it. Queue it alone.",
             inputs=[],
             outputs=[
                 io.String.Output(
@@ -41,6 +45,7 @@ class Doctor(io.ComfyNode):
     def execute(cls) -> io.NodeOutput:
         """The host's facts first, then the library's findings."""
         facts = [Finding("ok", topic, what) for topic, what in _host.host_facts().items()]
-        report = to_text([*facts, *examine(_host.face_folders())])
+        paths = [Path(_host.checkpoint_path(name)) for name in _host.checkpoint_names()]
+        report = to_text([*facts, *examine(_host.face_folders(), paths, _host.image_encoder_folders())])
         _host.show_text(report, cls.hidden.unique_id)
         return io.NodeOutput(report)

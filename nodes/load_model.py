@@ -10,6 +10,7 @@ from ..difflora.errors import FaceModelError
 from ..difflora.faces import FaceAnalyzer
 from ..difflora.features import ImageEncoder
 from ..difflora.model import DiffLoRA
+from ..difflora.vision_tower import image_encoder_folder
 from . import _host
 from ._types import CATEGORY, DiffLoRAModel, FaceAnalysis
 
@@ -76,7 +77,7 @@ class LoadModel(io.ComfyNode):
         encoder = None if clip_vision is None else _host.ClipVisionEncoder(clip_vision)
         difflora = DiffLoRA.load(path, face_analysis, encoder)
         if difflora.face_analyzer is not None and difflora.image_encoder is None:
-            folder = _host.image_encoder_folder(difflora.checkpoint.image_encoder)
+            folder = image_encoder_folder(difflora.checkpoint.image_encoder, _host.image_encoder_folders())
             found = None if folder is None else ImageEncoder(folder)
             difflora = DiffLoRA(difflora.checkpoint, difflora.face_analyzer, found)
         if difflora.face_analyzer is None or difflora.image_encoder is None:

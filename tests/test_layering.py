@@ -15,7 +15,7 @@ FLOW = (
     *("unet_names", "model_family", "base_sketch"),
     *("lora_keys", "adapter_config", "lora_metadata", "lora_sidecar", "lora", "lora_edit", "block_weights"),
     *("patch", "batched"),
-    *("picture_autoencoder", "pipelines", "text_features", "base_model", "lora_training"),
+    *("picture_autoencoder", "pipelines", "text_features", "base_model", "lora_training", "picture_loss"),
     *(
         "normalisation",
         "autoencoder",
@@ -35,7 +35,7 @@ FLOW = (
         "likeness",
         "hypernetwork",
     ),
-    *("checkpoint", "model", "identity", "candidates", "batch", "controls"),
+    *("checkpoint", "model", "identity", "candidates", "refinement", "batch", "controls"),
     # the embedded world, a user of the library like any other
     *("synthetic.people", "synthetic.scenes", "synthetic.captions", "synthetic.shapes"),
     *("synthetic.figure", "synthetic.face_layers", "synthetic.outfit_layers", "synthetic.renderer"),
@@ -43,7 +43,8 @@ FLOW = (
     *("synthetic.recognisers", "synthetic.detector"),
     *("synthetic.attributes", "synthetic.world", "synthetic.judge", "synthetic"),
     # and what a person starts
-    *("sheet", "reference_sheet", "ranking_sheet", "demo", "doctor", "__init__", "__main__"),
+    *("sheet", "reference_sheet", "ranking_sheet", "demo"),
+    *("findings", "own_checkpoints", "doctor", "__init__", "__main__"),
 )
 HOST = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "server", "execution"}
 

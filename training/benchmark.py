@@ -114,7 +114,7 @@ def measure_generation(
     model = random_model(chosen, size.base, dtype, device)
     features = random_features(model, num_photos=1)
     layout = size.base.layout(rank=options.regressor_rank, train_down=True)
-    regressor = LoraRegressor(layout, size.regressor).to(device, dtype).eval().requires_grad_(False)
+    regressor = LoraRegressor(layout, size.regressor).to(device, dtype).train(False).requires_grad_(False)
     sizes = size.regressor
     image = torch.randn(1, sizes.image_tokens, sizes.image_width).to(device, dtype)  # (1, T, C)
     face = torch.randn(1, sizes.face_width).to(device, dtype)  # (1, 512)
@@ -157,7 +157,7 @@ def random_base(base: BasePreset, device: torch.device) -> BaseModel:
     generator = torch.Generator(device).manual_seed(0)
     for parameter in unet.parameters():
         parameter.data.uniform_(-0.02, 0.02, generator=generator)
-    unet = unet.eval().requires_grad_(False)
+    unet = unet.train(False).requires_grad_(False)
     levels = len(base.autoencoder["block_out_channels"])
     autoencoder = SimpleNamespace(config=SimpleNamespace(block_out_channels=(1,) * levels))
     alphas = torch.linspace(0.9999, 0.005, 1000, device=device)
@@ -250,12 +250,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each generator")
+    parser.add_argument("--rounds", type=int, default=15, help="measurements of each generator")
     parser.add_argument("--regressor-rank", type=int, default=8, help="of its LoRAs; published: 8")
     parser.add_argument("--train-steps", type=int, default=100, help="that training is said to take")
     parser.add_argument("--measured-train-steps", type=int, default=3, help="of them really done")
     parser.add_argument("--train-px", type=int, default=256, help="picture size in training; real: 1024")
-    parser.add_argument("--host-rounds", type=int, default=3, help="applications of each kind")
+    parser.add_argument("--host-rounds", type=int, default=5, help="applications of each kind")
     parser.add_argument("--host-steps", type=int, default=3, help="sampling steps after each")
     parser.add_argument("--host-px", type=int, default=256, help="picture size of sampling steps")
     home = Path(os.environ.get("COMFYUI_PATH") or Path.home() / "comfy" / "ComfyUI")
@@ -279,15 +279,16 @@ def main(arguments: list[str] | None = None) -> None:
         **{name: getattr(options, name) for name in ("size", "device", "dtype", "threads")},
     }
     with tempfile.TemporaryDirectory() as folder:
+        # the host first: what this process keeps of the other parts would leave it too little memory
+        if "host" in options.parts:
+            say("in ComfyUI ...")
+            report["host"] = measure_host(size, chosen, options, Path(folder))
         if "generation" in options.parts:
             say("generating ...")
             report["generation"] = measure_generation(size, chosen, options, Path(folder))
         if "training" in options.parts:
             say("training ...")
             report["training"] = measure_training(size, options)
-        if "host" in options.parts:
-            say("in ComfyUI ...")
-            report["host"] = measure_host(size, chosen, options, Path(folder))
     report["ratios"] = ratios(report)
     texts = {"benchmark.json": json.dumps(report, indent=1) + "\n", "benchmark.md": markdown(report)}
     for file, text in texts.items():

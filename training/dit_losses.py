@@ -11,11 +11,13 @@ from torch import Tensor
 
 from difflora.autoencoder import explained_variance
 from difflora.base_model import BaseModel
+from difflora.checkpoint import Recommended
 from difflora.diffusion import diffusion_loss, q_sample
 from difflora.hypernetwork import LoraHypernetwork
-from difflora.layout import SharedDown
+from difflora.layout import LoraLayout, SharedDown
 from difflora.normalisation import WeightRows
-from training.image_loss import MakesLoras, image_loss_weight, noised_latents, picture_losses
+from difflora.picture_loss import picture_losses
+from training.image_loss import image_loss_weight, noised_latents
 from training.photo_pool import PhotoPool, choose_photos
 from training.presets import DitTrainingConfig
 from training.settings import RegressorTrainingConfig
@@ -141,7 +143,14 @@ def image_loss(
     flat = networks.decode_latents(networks.predict_x0(x_t, time, condition))  # (B, P)
     image_latents, prompts = data.pool.pictures(people, pictures)  # (B*K, Cl, h, w), (B*K, L, W)
     losses = picture_losses(
-        data.base, networks, flat, data.shared_down, image_latents, prompts, generator, config.precision
+        data.base,
+        networks.layout,
+        flat,
+        data.shared_down,
+        image_latents,
+        prompts,
+        generator,
+        config.precision,
     )  # (B,)
     return (image_loss_weight(networks, time, config.image_loss_floor) * losses).mean()
 
@@ -166,7 +175,7 @@ def measure(
             device
         )  # (B, T, C)
         return networks.decode_latents(
-            networks.sample(condition, noise, 8, noise_scale=noise_scale)
+            networks.sample(condition, noise, Recommended.num_steps, noise_scale=noise_scale)
         )  # (B, P)
 
     rows = first_rows(data.held_out, HELD_OUT_ROWS)  # (B,)
@@ -179,7 +188,7 @@ def measure(
     for name, noise_scale in (("image_gain", 1.0), ("image_gain_zero", 0.0)):
         flat = generate(data.validation, everybody, noise_scale)  # (B, P)
         values[name] = image_gain(
-            data.base, networks, data.shared_down, data.validation, flat, config, people_at_once
+            data.base, networks.layout, data.shared_down, data.validation, flat, config, people_at_once
         )
     return values
 
@@ -187,7 +196,7 @@ def measure(
 @torch.no_grad()
 def image_gain(
     base: BaseModel,
-    networks: MakesLoras,
+    layout: LoraLayout,
     shared_down: SharedDown,
     validation: PhotoPool,
     flat: Tensor,
@@ -198,7 +207,7 @@ def image_gain(
 
     Args:
         base: frozen base model.
-        networks: for the layout.
+        layout: of the LoRAs.
         shared_down: module -> lora_down.
         validation: photos of B people.
         flat: (B, P) their LoRAs, made from the first reference photo that `choose_photos` draws with seed 1.
@@ -215,7 +224,7 @@ def image_gain(
         rows = people_at_once * config.pictures_per_person
         groups = zip(flat.split(people_at_once), image_latents.split(rows), prompts.split(rows), strict=True)
         losses = [
-            picture_losses(base, networks, own, shared_down, *drawn, fixed, config.precision, strength)
+            picture_losses(base, layout, own, shared_down, *drawn, fixed, config.precision, strength)
             for own, *drawn in groups
         ]
         return float(torch.cat(losses).mean())

@@ -60,7 +60,8 @@ from training.lora_library import REFERENCE_SUFFIX, library_option, load_library
 MEASURES = 2
 """Version of what is measured on pictures: results of another one are measured again."""
 FROM_PHOTO = (
-    "nearest_lora", "ridge", "mlp", "regressor", "difflora_1", "difflora_best", "difflora_4",
+    "nearest_lora", "ridge", "mlp", "regressor", "difflora_1", "difflora_best", "difflora_refined",
+    "difflora_4",
 )  # fmt: skip
 """Rows that have to find and encode a face first."""
 
@@ -109,7 +110,8 @@ def open_panel(model: DiffLoRA, split: str, count: int, prompts: int) -> tuple[P
     start = time.process_time()
     photos, features = photograph(model, split, count)
     seconds = (time.process_time() - start) / count
-    return Panel(sample_people(split, 0, count), prompt_scenes(split, prompts), photos, features), seconds
+    panel = Panel(split, sample_people(split, 0, count), prompt_scenes(split, prompts), photos, features)
+    return panel, seconds
 
 
 def cached_library_features(

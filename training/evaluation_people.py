@@ -34,12 +34,14 @@ class Panel:
     """The people of one split and what is asked of the base model about them.
 
     Args:
+        split: whose people.
         traits: (B, traits).
         scenes: K scenes, whose prompts everybody gets.
         photos: (B, 3, H, W) the first reference photo of each, in [-1, 1].
         features: of B people, N photos each.
     """
 
+    split: str
     traits: Tensor
     scenes: Scene
     photos: Tensor

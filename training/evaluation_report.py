@@ -16,6 +16,7 @@ from torch import Tensor
 
 from difflora.candidates import NUM_CANDIDATES
 from difflora.files import atomic_save
+from difflora.refinement import RefinementConfig
 from difflora.sheet import SheetRow, draw_grid, to_image
 from training.evaluation_scores import MAX_ACCURACY_LOSS, Measurement
 
@@ -30,6 +31,7 @@ LABELS = {
     "lae_trained": "trained LoRA through the LAE",
     "difflora_1": "**DiffLoRA, one photo**",
     "difflora_best": f"DiffLoRA, one photo, best of {NUM_CANDIDATES}",
+    "difflora_refined": "DiffLoRA, one photo, refined",
     "difflora_4": "DiffLoRA, four photos",
     "trained_lora": "LoRA trained on the person (oracle)",
     "true_renders": "other renders of the person (ceiling)",
@@ -45,12 +47,13 @@ HEADINGS = {
     "lae_trained": "LAE(trained)",
     "difflora_1": "DiffLoRA",
     "difflora_best": f"best of {NUM_CANDIDATES}",
+    "difflora_refined": "refined",
     "difflora_4": "DiffLoRA, 4",
     "trained_lora": "trained",
     "true_renders": "true",
 }
 SHEET_PEOPLE = 10
-README_TABLE = re.compile(r"(<!-- evaluation:.*?-->\n)(.*?)(<!-- /evaluation -->)", re.DOTALL)
+README_TABLE = r"(<!-- evaluation:.*?-->\n)(.*?)(<!-- /evaluation -->)"
 PAGE = """# Evaluation
 
 Written by `{command}` on one machine ({machine}), with
@@ -68,6 +71,8 @@ Written by `{command}` on one machine ({machine}), with
   accuracy. The regulariser of ridge regression is chosen the same way.
 - *Best of n*: n LoRAs from different seeds; the conditioning recogniser keeps the one whose pictures look
   most like the photo. The seconds include drawing them.
+- *Refined*: {refinement} gradient steps on the latent, with the base model's loss of that one photo and its
+  caption, as the LoRA trained on that photo has it.
 - All rows share prompts and noise, and all that see one photo see the same one.
 {controls}
 ![Test people in rows, methods in columns](images/evaluation.png)
@@ -214,6 +219,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         details=detail_table(report),
         controls=control_notes(report),
         costs=costs(report),
+        refinement=RefinementConfig.num_steps,
         **{name: "\n".join(f"- {item}" for item in items) for name, items in lines.items()},
     )
 
@@ -229,7 +235,7 @@ def write_report(report: Mapping[str, Any], out: Path, readme: Path | None) -> N
     texts = {out / "evaluation.json": text, out / "evaluation.md": markdown(report)}
     if readme is not None:
         text, table = readme.read_text(encoding="utf-8"), readme_table(report)
-        texts[readme] = README_TABLE.sub(lambda match: match[1] + table + match[3], text)
+        texts[readme] = re.sub(README_TABLE, lambda match: match[1] + table + match[3], text, flags=re.DOTALL)
     for path, text in texts.items():
         atomic_save(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
 

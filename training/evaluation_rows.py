@@ -24,11 +24,20 @@ from difflora.controls import (
     nearest_lora,
 )
 from difflora.errors import CheckpointError
+from difflora.features import IdentityFeatures
 from difflora.layout import LoraLayout, SharedDown
 from difflora.model import DiffLoRA
 from difflora.photos import as_arrays
+from difflora.refinement import RefinementConfig, refine_latents
 from training.basis_regressor import BasisRegressor, load_regressor
-from training.evaluation_people import NUM_PHOTOS, Panel, face_models, first_photos, photos_of
+from training.evaluation_people import (
+    NUM_PHOTOS,
+    Panel,
+    ReferencePhotos,
+    face_models,
+    first_photos,
+    photos_of,
+)
 from training.lora_library import Library
 from training.photo_pool import photo_features
 
@@ -158,6 +167,7 @@ def all_rows(
         "lae_trained": lambda: networks.decode_latents(networks.encode_loras(oracle)),
         "difflora_1": lambda: model.generate_weights(one, seed=seed),
         "difflora_best": best_of_n,
+        "difflora_refined": lambda: refined(model, base, panel, one, seed),
         "difflora_4": lambda: model.generate_weights(panel.features, seed=seed),
     }
     rows, seconds = {}, {}
@@ -167,6 +177,25 @@ def all_rows(
             rows[name] = make().float().cpu()  # (B, P)
             seconds[name] = (time.process_time() - start) / len(oracle)
     return Rows({**rows, **trained}, seconds, ranked[0])
+
+
+def refined(model: DiffLoRA, base: BaseModel, panel: Panel, one: list[IdentityFeatures], seed: int) -> Tensor:
+    """DiffLoRA's LoRAs from one photo, refined on that photo and its caption: (B, P)."""
+    networks, people = model.checkpoint.networks, list(range(len(one)))
+    photos = ReferencePhotos(panel.split, face_models(model)[0])
+    pictures, captions = photos.pictures(people, base.picture_px)  # (B, 1, 3, S, S)
+    prompts = base.encode_prompts([caption for (caption,) in captions])  # (B, L, W)
+    latents = refine_latents(
+        networks,
+        model.shared_down,
+        base,
+        model.sample_latents(one, seed),  # (B, T, C)
+        base.encode_images(pictures.flatten(0, 1))[:, None],  # (B, 1, Cl, h, w)
+        prompts[:, None],
+        RefinementConfig(),
+        seed,
+    )
+    return networks.decode_latents(latents)
 
 
 def loras_of(library: Library, model: DiffLoRA, count: int, split: str, option: str = "") -> Tensor:

@@ -74,7 +74,7 @@ class Measurement:
 
 COMPARED = (
     *("mean_lora", "nearest_lora", "ridge", "mlp", "regressor", "lae_trained", "trained_one_photo"),
-    *("trained_lora", "difflora_best", "difflora_4"),
+    *("trained_lora", "difflora_best", "difflora_refined", "difflora_4"),
 )
 """Rows that one-photo DiffLoRA is compared with, person by person."""
 Curve = Mapping[float, Measurement]  # strength -> measurement

@@ -44,7 +44,7 @@ def export_onnx(
         The destination.
     """
     # A copy: a model that is exported while it trains stays as it is.
-    frozen = copy.deepcopy(model).eval().float().cpu()
+    frozen = copy.deepcopy(model).train(False).float().cpu()
     # torch's newer exporter writes dynamic shapes that insightface cannot rewrite for a fixed detection size.
     tracing = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
 

@@ -1,4 +1,4 @@
-"""The image-space loss of the DiT: what the base model's own loss says about predicted LoRAs.
+"""The image-space loss of the DiT: where it starts and what it weighs; `difflora.picture_loss` is the rest.
 
 predicted x_0 latent -> LAE decoder -> flat weights -> patched frozen base model -> its loss on pictures of
 that person.
@@ -8,71 +8,13 @@ library: any rendered person serves. [ours]
 Letters: B identities, K pictures of each, T latent tokens, C latent channels, P parameters of one LoRA.
 """
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
-from difflora.base_model import BaseModel
-from difflora.batched import batched_lora
 from difflora.diffusion import q_sample
 from difflora.hypernetwork import LoraHypernetwork
-from difflora.layout import LoraLayout, SharedDown
-from difflora.lora_training import autocast
 from difflora.mixing import Condition
 from training.presets import DitTrainingConfig
-
-
-class MakesLoras(Protocol):
-    """Whatever puts LoRAs out: DiffLoRA's networks, or a control."""
-
-    layout: LoraLayout
-
-
-def picture_losses(
-    base: BaseModel,
-    networks: MakesLoras,
-    flat_weights: Tensor,
-    shared_down: SharedDown | None,
-    image_latents: Tensor,
-    prompt_embeds: Tensor,
-    generator: torch.Generator,
-    precision: str = "float32",
-    strength: float = 1.0,
-) -> Tensor:
-    """The base model's loss with B LoRAs, each on its own K pictures.
-
-    Args:
-        base: frozen.
-        networks: for the layout.
-        flat_weights: (B, P), may carry gradients.
-        shared_down: module -> lora_down.
-        image_latents: (B*K, Cl, h, w), identity-major.
-        prompt_embeds: (B*K, L, W).
-        generator: on the CPU, of times and noise.
-        precision: autocast of the denoiser.
-        strength: of the LoRAs.
-
-    Returns:
-        (B,) mean over the pictures.
-    """
-    batch, device = len(flat_weights), flat_weights.device
-    count = len(image_latents) // batch
-    strata = torch.arange(count) + torch.rand(
-        batch, count, generator=generator
-    )  # (B, K); one time per K-th of the range
-    times = (
-        (strata / count * len(base.alphas_cumprod)).long().clamp(max=len(base.alphas_cumprod) - 1)
-    )  # (B, K)
-    noise = torch.randn(image_latents.shape, generator=generator).to(device)  # (B*K, Cl, h, w)
-    with (
-        batched_lora(base.denoiser, networks.layout, flat_weights, shared_down, strength),
-        autocast(precision, device),
-    ):
-        losses = base.denoising_loss(
-            image_latents, prompt_embeds, noise=noise, t=times.flatten().to(device)
-        )  # (B*K,)
-    return losses.float().unflatten(0, (batch, count)).mean(dim=1)  # (B,)
 
 
 @torch.no_grad()

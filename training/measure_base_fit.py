@@ -76,7 +76,7 @@ def fine_tuned(base: BaseModel, num_steps: int, rate: float) -> BaseModel:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    changed.denoiser.eval().requires_grad_(False)
+    changed.denoiser.train(False).requires_grad_(False)
     return changed
 
 
@@ -84,7 +84,7 @@ def random_weights(base: BaseModel) -> BaseModel:
     """The same architecture, never trained."""
     torch.manual_seed(0)
     denoiser: nn.Module = type(base.denoiser).from_config(base.denoiser.config)
-    return replace(base, denoiser=denoiser.eval().requires_grad_(False))
+    return replace(base, denoiser=denoiser.train(False).requires_grad_(False))
 
 
 def models(

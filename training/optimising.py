@@ -24,7 +24,7 @@ class Average(Generic[Module]):
     def __init__(self, module: Module, decay: float) -> None:
         """Copy the module."""
         self.source, self.decay = module, decay
-        self.module: Module = copy.deepcopy(module).eval().requires_grad_(False)
+        self.module: Module = copy.deepcopy(module).train(False).requires_grad_(False)
 
     @torch.no_grad()
     def update(self, step: int) -> None:

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from difflora.errors import PhotoError
-from difflora.photos import load_photo
+from difflora.photos import centre_square, load_photo
 from difflora.synthetic.people import sample_people
 from difflora.synthetic.renderer import render
 from difflora.synthetic.scenes import sample_scenes
@@ -118,7 +116,7 @@ class PhotoFolders:
             photos = photos_in(folders[index])
             chosen = [photos[k % len(photos)] for k in range(self.pictures_per_person)]
             pictures.append(
-                torch.stack([square(load_photo(photo), size) for photo in chosen])
+                torch.stack([centre_square(load_photo(photo), size) for photo in chosen])
             )  # (n, 3, S, S)
             prompts.append([self.caption(photo) for photo in chosen])
         return torch.stack(pictures), prompts  # (B, n, 3, S, S)
@@ -158,13 +156,3 @@ class SomePeople:
 def photos_in(folder: Path) -> list[Path]:
     """Photos of a folder in the order of their names."""
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES)
-
-
-def square(photo: np.ndarray, size: int) -> Tensor:
-    """Centre square of a photo (H, W, 3) uint8, resized: (3, S, S) in [-1, 1]."""
-    height, width = photo.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    crop = Image.fromarray(photo[top : top + side, left : left + side])
-    pixels = torch.from_numpy(np.array(crop.resize((size, size), Image.Resampling.LANCZOS)))  # (S, S, 3)
-    return pixels.permute(2, 0, 1).float() / 127.5 - 1

@@ -67,7 +67,7 @@ def random_model(
     networks = LoraHypernetwork(layout, chosen.networks).to_precision(dtype).to(device)
     down = {name: tensor.to(device) for name, tensor in init_shared_down(layout).items()}
     pack, encoder = base.face_packs[0], next(iter(base.image_encoders))
-    networks = networks.eval().requires_grad_(False)
+    networks = networks.train(False).requires_grad_(False)
     return DiffLoRA(Checkpoint(networks, down, base.name, pack, encoder))
 
 
@@ -193,9 +193,9 @@ REASONS = (
     "",
     "- Every weight token has its own linear map, so the LAE costs 2 x (numbers generated) x `token_width`:",
     "  width 16 for SDXL keeps encoder and decoder at 43 M each, where width 64 would need 170 M each.",
-    "- The DiT is evaluated once for every sampler step: 32 latent tokens and 8 blocks, eight times, are a",
-    "  third of the arithmetic of one pass of a 1,120-query resampler of depth 4 and width 1024, the usual",
-    "  regressor. A wider or deeper one fits the memory as well, but not half of that regressor's time.",
+    "- The DiT is evaluated once for every sampler step, four times by default, on 32 latent tokens, far",
+    "  less arithmetic than one pass of a 1,120-query resampler of depth 4 and width 1024, the usual",
+    "  regressor ([benchmark](benchmark.md) has the times side by side).",
     "- 32 x 64 numbers of latent for SDXL: weights2weights' SD 1.5 identities live in 1,000 principal",
     "  components, SDXL LoRAs are larger. Unproven here: no library of real LoRAs was at hand.",
     "- Generating must fit in 2 GiB beside the encoders, in bfloat16: the peak above is well below that. The",

@@ -17,8 +17,8 @@ from difflora.candidates import embed_pictures
 from difflora.checkpoint import Checkpoint, Recommended
 from difflora.diffusion import draw_noise
 from difflora.features import FaceAnalyzer
+from difflora.picture_loss import picture_losses
 from training.common import progress_bar, say
-from training.image_loss import picture_losses
 from training.photo_pool import PhotoPool, choose_photos
 from training.presets import Drawing
 
@@ -71,7 +71,9 @@ def recommend(
     def loss_of(flat: Tensor, strength: float) -> float:
         fixed = torch.Generator().manual_seed(1)
         losses = [
-            picture_losses(base, networks, own, checkpoint.shared_down, *pictures, fixed, strength=strength)
+            picture_losses(
+                base, networks.layout, own, checkpoint.shared_down, *pictures, fixed, strength=strength
+            )
             for own, *pictures in groups(flat, image_latents, prompts)
         ]
         return float(torch.cat(losses).mean())

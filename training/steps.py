@@ -116,7 +116,7 @@ def run_steps(
                 save_state(path, state)
             if interrupted() and not last:
                 raise SystemExit(f"saved in {folder}: run the same command again to go on")
-    return model.eval()
+    return model.train(False)
 
 
 def write_measures(folder: Path, measures: dict[str, float]) -> dict[str, float]:

@@ -125,7 +125,7 @@ def train(
             if interrupted():
                 raise SystemExit(130)
     bar.close()
-    return average.module.eval()
+    return average.module.train(False)
 
 
 def read_options(arguments: list[str] | None) -> argparse.Namespace:

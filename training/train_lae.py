@@ -86,7 +86,7 @@ def first_rows(part: slice, count: int = MEASURED_ROWS) -> Tensor:
 @torch.no_grad()
 def measure(lae: LoraAutoencoder, flat: Tensor) -> float:
     """R2 of reconstruction over normalised weights (n, P)."""
-    lae.eval()
+    lae.train(False)
     decoded = torch.cat([lae.decode(lae.encode(part)) for part in flat.split(64)])  # (n, P)
     lae.train()
     return float(explained_variance(decoded, flat))
@@ -153,7 +153,7 @@ def train(
             if interrupted():
                 raise SystemExit(130)
     bar.close()
-    return average.module.eval(), normalisation
+    return average.module.train(False), normalisation
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +192,7 @@ class TrainedLae:
         lae = LoraAutoencoder(layout, config_from_fields(LaeConfig, state["config"]))
         lae.load_state_dict(state["lae"])
         normalisation = LoraNormalisation.from_tensors(state["normalisation"], layout)
-        return cls(lae.eval(), layout, normalisation, state["held_out"])
+        return cls(lae.train(False), layout, normalisation, state["held_out"])
 
 
 def main(arguments: list[str] | None = None) -> None:

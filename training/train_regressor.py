@@ -25,6 +25,7 @@ from difflora.controls import PrincipalComponents, RidgeRegression
 from difflora.errors import CheckpointError, DiffLoRAError
 from difflora.features import FaceAnalyzer, ImageEncoder
 from difflora.layout import SharedDown
+from difflora.picture_loss import picture_losses
 from difflora.synthetic import world
 from training.basis_regressor import BasisRegressor, BasisRegressorConfig, save_regressor
 from training.common import (
@@ -39,7 +40,6 @@ from training.common import (
     say,
 )
 from training.dit_losses import image_gain, noisy_features
-from training.image_loss import picture_losses
 from training.lora_library import Library, library_option, load_library
 from training.optimising import Average, rate_at
 from training.photo_pool import PhotoPool, ScatteredPeople, build_pool, choose_photos
@@ -96,7 +96,14 @@ def regressor_loss(
     image_latents, prompts = data.pool.pictures(rows, pictures)  # (B*K, Cl, h, w), (B*K, L, W)
     flat = regressor(*features)  # (B, P)
     return picture_losses(
-        data.base, regressor, flat, data.shared_down, image_latents, prompts, generator, config.precision
+        data.base,
+        regressor.layout,
+        flat,
+        data.shared_down,
+        image_latents,
+        prompts,
+        generator,
+        config.precision,
     ).mean()
 
 
@@ -109,7 +116,9 @@ def validate(
     fixed = torch.Generator().manual_seed(1)
     references, mask, _ = choose_photos(data.validation.valid, 1, 0, fixed)  # (B, 1)
     flat = regressor(*data.validation.references(everybody, references, mask))  # (B, P)
-    return image_gain(data.base, regressor, data.shared_down, data.validation, flat, config, people_at_once)
+    return image_gain(
+        data.base, regressor.layout, data.shared_down, data.validation, flat, config, people_at_once
+    )
 
 
 def train(

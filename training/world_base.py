@@ -111,7 +111,9 @@ def train_base_model(
         build_denoiser(config).to(device),
         build_text_encoder(config, tokenizer).to(device),
     )
-    averages = [copy.deepcopy(network).eval().requires_grad_(False) for network in (denoiser, text_encoder)]
+    averages = [
+        copy.deepcopy(network).train(False).requires_grad_(False) for network in (denoiser, text_encoder)
+    ]
     parameters = [*denoiser.parameters(), *text_encoder.parameters()]
     groups = [
         {"params": list(denoiser.parameters()), "share": 1.0},

@@ -120,7 +120,7 @@ class AttributeClassifier(nn.Module):
             raise CheckpointError(
                 f"{path} knows other scene attributes than this version: run training.train_world again"
             )
-        return model.float().eval().requires_grad_(False).to(device)
+        return model.float().train(False).requires_grad_(False).to(device)
 
 
 def prompt_accuracy(classifier: AttributeClassifier, pictures: Tensor, scene: Scene) -> dict[str, Tensor]:

@@ -217,4 +217,4 @@ class EvaluationRecogniser(nn.Module):
             raise CheckpointError(
                 f"{path} is no evaluation recogniser ({error}): make it with training.train_world"
             ) from error
-        return model.float().eval().requires_grad_(False).to(device)
+        return model.float().train(False).requires_grad_(False).to(device)

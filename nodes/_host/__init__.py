@@ -9,7 +9,7 @@ from .files import (
     identity_folder,
     identity_names,
     identity_path,
-    image_encoder_folder,
+    image_encoder_folders,
     progress,
     register_model_folder,
 )
@@ -34,7 +34,7 @@ __all__ = [
     "identity_folder",
     "identity_names",
     "identity_path",
-    "image_encoder_folder",
+    "image_encoder_folders",
     "input_folder",
     "load_text_encoder",
     "load_unet",

@@ -63,18 +63,9 @@ def face_folders() -> list[str]:
     return list(dict.fromkeys([*own, default, *filter(os.path.isdir, beside), *DEFAULT_FOLDERS]))
 
 
-def image_encoder_folder(name: str) -> str | None:
-    """Folder of a CLIP vision model (config.json and weights) below a configured folder; None without one.
-
-    Args:
-        name: as a checkpoint says it; "openai/clip-vit-large-patch14" is a folder clip-vit-large-patch14.
-    """
-    for kind in ("clip_vision", MODEL_FOLDER):
-        for folder in folder_paths.get_folder_paths(kind):
-            path = os.path.join(folder, name.rsplit("/", 1)[-1])
-            if os.path.isfile(os.path.join(path, "config.json")):
-                return path
-    return None
+def image_encoder_folders() -> list[str]:
+    """Folders in which CLIP vision models may be."""
+    return [path for kind in ("clip_vision", MODEL_FOLDER) for path in folder_paths.get_folder_paths(kind)]
 
 
 def identity_names() -> list[str]:

@@ -123,7 +123,7 @@ def load_unet(folder: Path) -> comfy.model_patcher.ModelPatcher:
     model = config.get_model({}, "", comfy.model_management.unet_offload_device())
     _load_strictly(model.diffusion_model, weights, "unet")
     return comfy.model_patcher.ModelPatcher(
-        model.eval(),
+        model.train(False),
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
@@ -229,7 +229,7 @@ class _PatchVAE(comfy.sd.VAE):
         self.process_input = lambda pictures: pictures * 2.0 - 1.0  # [0, 1] -> [-1, 1]
         # [-1, 1] -> [0, 1], in place and returned: the host takes what is returned, from 0.18 on its argument
         self.process_output = lambda pictures: pictures.div_(2.0).add_(0.5).clamp_(0.0, 1.0)
-        self.first_stage_model = network.eval().to(self.vae_dtype)
+        self.first_stage_model = network.train(False).to(self.vae_dtype)
         self.patcher = comfy.model_patcher.ModelPatcher(
             network, load_device=self.device, offload_device=comfy.model_management.vae_offload_device()
         )

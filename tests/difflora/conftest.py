@@ -38,7 +38,7 @@ def tiny_base():
             down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         )
-    return TinyBase(denoiser.eval().requires_grad_(False), torch.linspace(0.9999, 0.01, 1000))
+    return TinyBase(denoiser.train(False).requires_grad_(False), torch.linspace(0.9999, 0.01, 1000))
 
 
 @pytest.fixture

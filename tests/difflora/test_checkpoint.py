@@ -9,7 +9,14 @@ import torch
 
 from difflora.autoencoder import LaeConfig
 from difflora.base_sketch import sketch_base
-from difflora.checkpoint import HEADER_KEY, Checkpoint, Recommended, load_checkpoint, save_checkpoint
+from difflora.checkpoint import (
+    HEADER_KEY,
+    Checkpoint,
+    Recommended,
+    inspect_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from difflora.errors import CheckpointError, LayoutError
 from difflora.files import load_safetensors, save_safetensors
 from difflora.hypernetwork import HypernetworkConfig, LoraHypernetwork
@@ -121,3 +128,14 @@ def test_truncated_foreign_missing_and_mismatched_files_are_refused(path: Path, 
         load_checkpoint(foreign)
     with pytest.raises(CheckpointError, match="no such file"):
         load_checkpoint(tmp_path / "absent.safetensors")
+
+
+def test_the_header_alone_says_what_it_is_for(path: Path, checkpoint: Checkpoint) -> None:
+    facts = inspect_checkpoint(path)
+    assert facts.layout == checkpoint.layout
+    assert (facts.base_model, facts.face_pack, facts.image_encoder) == ("tiny", "synthetic", "clip")
+    tensors, metadata = load_safetensors(path)
+    empty = {name: tensor for name, tensor in tensors.items() if not name.startswith("networks.")}
+    save_safetensors(path, empty, metadata)
+    with pytest.raises(CheckpointError, match="do not fit its own configuration"):
+        inspect_checkpoint(path)

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from difflora import doctor, model, providers
-from difflora.doctor import Finding, attempt, examine, is_broken, to_text
+from difflora.doctor import attempt, examine
+from difflora.findings import is_broken
 from difflora.synthetic import world
 
 
@@ -64,13 +65,3 @@ def test_a_check_that_fails_is_a_finding() -> None:
 
     (finding,) = attempt("face models", check)
     assert finding.level == "problem" and "another numpy" in finding.what and finding.fix
-
-
-def test_text_is_aligned_and_fixes_stand_below() -> None:
-    findings = [
-        Finding("ok", "python", "3.11"),
-        Finding("problem", "onnxruntime", "is not installed", "get it"),
-    ]
-    first, second, fix, last = to_text(findings).splitlines()
-    assert first.index("3.11") == second.index("is not") == fix.index("get it")
-    assert second.startswith("PROBLEM") and last == "1 problem"

@@ -71,7 +71,7 @@ def test_image_features_equal_those_of_the_transformers_processor(encoder_folder
     photo = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     from transformers import CLIPVisionModelWithProjection
 
-    model = CLIPVisionModelWithProjection.from_pretrained(encoder_folder).eval()
+    model = CLIPVisionModelWithProjection.from_pretrained(encoder_folder).train(False)
     pixels = (torch.from_numpy(photo).float() / 255 - torch.tensor([0.4, 0.5, 0.6])) / torch.tensor(
         [0.2, 0.3, 0.4]
     )

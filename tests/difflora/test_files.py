@@ -72,5 +72,8 @@ def test_missing_truncated_foreign_and_pickled_files(tmp_path):
 def test_shapes_come_from_the_header_alone(tmp_path):
     path = save_safetensors(tmp_path / "x.safetensors", {"a": torch.zeros(2, 3), "b": torch.zeros(())})
     assert tensor_shapes(path) == {"a": (2, 3), "b": ()}
-    with pytest.raises(CheckpointError, match=r"missing or not \.safetensors"):
+    with pytest.raises(CheckpointError, match="no such file"):
         tensor_shapes(tmp_path / "y.safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"truncated or not \.safetensors"):
+        tensor_shapes(path)

@@ -25,7 +25,7 @@ def networks(config: HypernetworkConfig = CONFIG) -> LoraHypernetwork:
     made = LoraHypernetwork(LAYOUT, config)
     for parameter in made.dit.parameters():  # away from the zero start
         torch.nn.init.normal_(parameter, std=0.3)
-    return made.eval()
+    return made.train(False)
 
 
 def photos(batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -1,6 +1,6 @@
 """The header and the files beside a LoRA say what browsers and loaders look for."""
 
-import base64
+import binascii
 import hashlib
 import io
 import json
@@ -76,7 +76,7 @@ def test_preview_and_sidecar(tmp_path, lora):
     _, header = load_safetensors(path)
     kind, data = header["modelspec.thumbnail"].split(",")
     assert kind == "data:image/jpeg;base64"
-    with Image.open(io.BytesIO(base64.b64decode(data))) as small:
+    with Image.open(io.BytesIO(binascii.a2b_base64(data))) as small:
         assert small.size == (256, 128)
     sidecar = json.loads((tmp_path / "ann.metadata.json").read_text(encoding="utf-8"))
     # all fields of LoRA Manager's LoraMetadata that have no default, and the trained words

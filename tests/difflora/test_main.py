@@ -4,12 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from difflora import Lora, doctor
-from difflora.__main__ import build_parser, choose_device, main
-from difflora.doctor import Finding
+from difflora.__main__ import USER_ERROR, build_parser, choose_device, main
 from difflora.errors import DiffLoRAError
+from difflora.files import save_safetensors
+from difflora.findings import Finding
 from difflora.sheet import to_image
 from difflora.synthetic.people import sample_people
 from difflora.synthetic.photo_folders import save_photo_folders
@@ -111,7 +113,18 @@ def test_doctor_is_content_here_and_speaks_json(capsys, tmp_path):
     assert str(tmp_path / "models") in packs["what"]
 
 
+def test_doctor_examines_the_checkpoints_of_a_models_folder(capsys, tmp_path):
+    """As ComfyUI has it: checkpoints in models/difflora, identities in a folder below."""
+    for name in ("mine", "identities/anna"):
+        path = save_safetensors(tmp_path / "difflora" / f"{name}.safetensors", {"x": torch.zeros(2)})
+    assert main(["doctor", "--json", "--models", str(tmp_path)]) == 1
+    findings = json.loads(capsys.readouterr().out)
+    (own,) = [entry for entry in findings if entry["topic"] == "own checkpoint"]
+    assert "mine.safetensors is not a DiffLoRA checkpoint" in own["what"] and path.stem not in own["what"]
+    assert main(["doctor", "--models", str(tmp_path / "nowhere")]) == USER_ERROR
+
+
 def test_doctor_exits_with_1_when_something_needed_is_broken(capsys, monkeypatch):
-    monkeypatch.setattr(doctor, "examine", lambda folders: (Finding("problem", "x", "is gone", "get x"),))
+    monkeypatch.setattr(doctor, "examine", lambda *folders: (Finding("problem", "x", "is gone", "get x"),))
     assert main(["doctor"]) == 1
     assert "get x" in capsys.readouterr().out

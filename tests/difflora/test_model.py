@@ -28,7 +28,7 @@ CONFIG = HypernetworkConfig(
 @pytest.fixture
 def model() -> DiffLoRA:
     torch.manual_seed(0)
-    networks = LoraHypernetwork(LAYOUT, CONFIG).eval().requires_grad_(False)
+    networks = LoraHypernetwork(LAYOUT, CONFIG).train(False).requires_grad_(False)
     for parameter in networks.dit.parameters():  # away from the zero start
         torch.nn.init.normal_(parameter, std=0.3)
     recommended = Recommended(strength=1.5, num_steps=3)

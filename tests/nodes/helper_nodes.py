@@ -34,8 +34,11 @@ class Picture:
         )
 
 
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 class OtherModel:
-    """A MODEL that is not the one a checkpoint was trained on: a distant fine-tune, or another family."""
+    """A MODEL that is not as the pack loads it: a distant fine-tune, another family, or half precision."""
 
     CATEGORY, FUNCTION, RETURN_TYPES = "tests", "make", ("MODEL",)
 
@@ -54,8 +57,10 @@ class OtherModel:
                 changed = {
                     "fine-tune": lambda weight=weight: weight + 0.3 * weight.std() * torch.randn_like(weight),
                     "family": lambda weight=weight: torch.cat([weight, weight]),
-                }[kind]()
+                }.get(kind, lambda weight=weight: weight)()
                 module.weight = torch.nn.Parameter(changed, requires_grad=False)
+        if kind in PRECISIONS:  # as core loads a checkpoint when ComfyUI is started with --bf16-unet
+            network.diffusion_model.to(PRECISIONS[kind]).dtype = PRECISIONS[kind]
         return (comfy.model_patcher.ModelPatcher(network, model.load_device, model.offload_device),)
 
 

@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ class Server:
 
     @classmethod
     @contextlib.contextmanager
-    def start(cls, comfyui: ComfyUI, base: Path) -> Iterator[Server]:
+    def start(cls, comfyui: ComfyUI, base: Path, flags: Sequence[str] = ()) -> Iterator[Server]:
         """Starts the server on a free port, waits until it answers, and stops it in the end."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -132,6 +132,7 @@ class Server:
             base,
             "--database-url",
             f"sqlite:///{base}/user/x.db",
+            *flags,
         ]
         if (base / EXTRA_MODEL_PATHS).is_file():
             command += ["--extra-model-paths-config", base / EXTRA_MODEL_PATHS]
@@ -232,7 +233,8 @@ def api_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[st
             if is_widget and not (options and options[0].get("forceInput")):
                 # a workflow that was saved before a widget existed has no value for it
                 inputs[name] = next(values, options[0].get("default") if options else None)
-                if (options and options[0].get("control_after_generate")) or name in ("seed", "noise_seed"):
+                seeds = name in ("seed", "noise_seed")  # these have it unless the node says no
+                if options and options[0].get("control_after_generate", seeds):
                     next(values)  # the "randomize / fixed" widget beside the number
             if name in linked:
                 inputs[name] = linked[name]

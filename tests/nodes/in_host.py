@@ -6,11 +6,11 @@ if it is there, the checkpoint ``difflora.safetensors`` in WORK; writes ``output
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import sys
 import types
+from importlib import import_module
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parents[2]
@@ -28,17 +28,15 @@ def import_host(comfyui: str) -> types.ModuleType:
     ):  # only _host, without the nodes' own imports
         sys.modules[name] = types.ModuleType(name)
         sys.modules[name].__path__ = [str(path)]
-    return importlib.import_module("pack.nodes._host")
+    return import_module("pack.nodes._host")
 
 
 def generate_and_apply(host, checkpoint, model, inputs):
     """Generates a LoRA under the host's model management; runs the U-Net with it and then without."""
     import comfy.model_management
 
-    library = importlib.import_module("pack.difflora.model")
-    features = importlib.import_module("pack.difflora.features").IdentityFeatures(
-        inputs["face"], inputs["image"]
-    )
+    library = import_module("pack.difflora.model")
+    features = import_module("pack.difflora.features").IdentityFeatures(inputs["face"], inputs["image"])
     managed = host.manage(library.DiffLoRA.load(checkpoint))
     lora = managed.on_device().generate(features, seed=3, progress=host.progress()).state_dict()
 

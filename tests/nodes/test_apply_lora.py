@@ -28,6 +28,16 @@ def test_block_weights_change_the_picture_and_all_off_is_the_base_model(server):
     assert np.abs(half - weaker).max() <= 1  # weights that are all alike are a strength
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_model_in_half_precision_draws_the_same_person(server, precision):
+    full = prompts.pictures(server, prompts.applied())
+    graph = prompts.applied(model=["half", 0])
+    graph["half"] = prompts.node("TestOtherModel", kind=precision, model=["world", 0])
+    half = prompts.pictures(server, graph)
+    somebody = prompts.pictures(server, prompts.plain())
+    assert 0 < np.abs(half - full).mean() < 0.5 * np.abs(full - somebody).mean()
+
+
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from difflora.lora import Lora
 from difflora.synthetic.photo_folders import save_photo_folders
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -69,6 +70,13 @@ def test_what_follows_runs_once_for_each_person(server):
     drawn = prompts.pictures(server, graph)
     assert len(drawn) == 2 and abs(drawn[0] - drawn[1]).mean() > 2
     assert len(list((server.base / "input" / "synthetic_people").rglob("photo_3_0.png"))) == 2
+
+
+def test_the_strength_for_everybody_is_the_one_that_the_files_recommend(server, people):
+    strength = float(prompts.text_of(server, batch("people"), "batch", 3))
+    for path in (server.base / "models" / "loras" / "batch").iterdir():
+        assert float(Lora.load(path).metadata["difflora.recommended_strength"]) == strength
+    assert strength != 1.0  # what Apply DiffLoRA has by itself
 
 
 def test_cancel_keeps_who_is_done_and_the_next_run_goes_on(server, people):

@@ -178,5 +178,7 @@ def test_the_doctor_reports_host_and_library(server) -> None:
     assert "started with --cpu" in report
     assert str(server.base / "elsewhere" / "faces" / "models") in report
     assert "nested_pack in " in report
-    assert "everything that is needed works" in report
+    assert "foreign.safetensors is not a DiffLoRA checkpoint" in report
+    assert "truncated.safetensors is truncated" in report
+    assert report.rstrip().endswith("2 problems")  # these two files, and nothing else
     assert "doctor" not in server.run(prompt).cached  # never from the cache

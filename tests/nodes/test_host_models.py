@@ -59,7 +59,7 @@ def model(base):
         DitConfig(latent_tokens=3, latent_channels=4, condition_width=8, width=16, depth=1, heads=2),
     )
     torch.manual_seed(0)
-    networks = LoraHypernetwork(layout, config).eval().requires_grad_(False)
+    networks = LoraHypernetwork(layout, config).train(False).requires_grad_(False)
     for parameter in networks.dit.parameters():  # away from the zero start
         torch.nn.init.normal_(parameter, std=0.3)
     return DiffLoRA(Checkpoint(networks, init_shared_down(layout), "random", "no pack", "no encoder"))

@@ -5,9 +5,9 @@ The file imports from the pack relatively, so it is imported as ComfyUI does: in
 
 from __future__ import annotations
 
-import importlib
 import sys
 import types
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ def pack():
     for name, path in (("loose_pack", PACK), ("loose_pack.nodes", PACK / "nodes")):
         sys.modules[name] = types.ModuleType(name)
         sys.modules[name].__path__ = [str(path)]
-    module = importlib.import_module("loose_pack.nodes._match_lora")
+    module = import_module("loose_pack.nodes._match_lora")
     yield module.match_lora, module.LayoutError
     for name in [name for name in sys.modules if name.split(".")[0] == "loose_pack"]:
         del sys.modules[name]

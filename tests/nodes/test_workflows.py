@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
+import prompts
 from browser import SHOW_PICTURES, WORKFLOWS, find_chromium, run_in_browser, synthetic_workflows
 from host_server import ExecutionFailed, api_prompt
 
@@ -27,6 +28,9 @@ FILES = {"ckpt_name", "clip_name", "image", "pack", "checkpoint"}
 """Inputs that name a file; not every host checks the last one before it runs."""
 NOT_NEEDED = ("DiffLoRALoadFaceAnalysis", "CLIPVisionLoader")
 """Nodes that the built-in checkpoint does without."""
+FEW = {"candidates": 2, "preview_steps": 6}
+"""What a test can pay for a ranking."""
+FOLDER = {"folder": "twins", "people": 2, "count": 1, "scene_seed": 3}
 
 
 @pytest.fixture(scope="module")
@@ -136,11 +140,18 @@ def test_a_workflow_of_sdxl_lacks_nothing_but_files(server, object_info, name):
             assert error["type"] in ("value_not_in_list", "custom_validation_failed"), error
             key = error["extra_info"]["input_name"]
             missing[key] = prompt[node_id]["inputs"][key]
-    assert {"ckpt_name", "clip_name", "image", "pack"} <= missing.keys() <= FILES
+    wanted = {key for node in prompt.values() for key in FILES & node["inputs"].keys()}
+    assert wanted - {"checkpoint"} <= missing.keys() <= wanted
+    assert {"ckpt_name", "clip_name", "pack"} <= wanted
     for node in prompt.values():
         for key in FILES & node["inputs"].keys():  # the note says where each of them goes
             assert f"{node['inputs'][key]}`" in note
     assert "No DiffLoRA checkpoint for SDXL is published by us yet" in note and CONSENT in note
+
+
+def who_is_on(photo: str) -> str:
+    """anna of anna_2.jpg."""
+    return Path(photo).stem.split("_")[0]
 
 
 def in_the_synthetic_world(prompt: dict) -> dict:
@@ -148,20 +159,27 @@ def in_the_synthetic_world(prompt: dict) -> dict:
     built_in = {
         "CheckpointLoaderSimple": ("DiffLoRALoadSyntheticWorld", {}),
         "DiffLoRALoadModel": ("DiffLoRALoadModel", {"checkpoint": "synthetic world (built in)"}),
-        "LoadImage": ("DiffLoRASyntheticPhotos", {"count": 1, "scene_seed": 102}),
+        "LoadImage": ("DiffLoRASyntheticPhotos", {"count": 1}),
     }
     small = {1216: 128, 1024: 64, 832: 64, 608: 64}
     small_prompt = {}
-    for number, (node_id, node) in enumerate(prompt.items()):
+    photos = [node["inputs"]["image"] for node in prompt.values() if node["class_type"] == "LoadImage"]
+    people = sorted({who_is_on(photo) for photo in photos})
+    for node_id, node in prompt.items():
         kind, inputs = built_in.get(node["class_type"], (node["class_type"], dict(node["inputs"])))
         for key in {"width", "height", "x"} & inputs.keys():
             inputs[key] = small.get(inputs[key], inputs[key])
+        inputs |= {key: min(inputs[key], most) for key, most in FEW.items() if key in inputs}
         if kind == "KSampler":
             inputs |= {"steps": 6, "cfg": 1.0}
         if "set_cond_area" in inputs:  # the tiny model has learnt one face per picture of 64 px
             inputs["set_cond_area"] = "mask bounds"
         if kind == "DiffLoRASyntheticPhotos":
-            inputs = {**inputs, "person": number}
+            photo = node["inputs"]["image"]
+            inputs = {**inputs, "person": people.index(who_is_on(photo)), "scene_seed": photos.index(photo)}
+        if kind == "DiffLoRABatchPeople":
+            inputs["folder"] = ["folder", 0]
+            small_prompt["folder"] = prompts.node("DiffLoRASyntheticPeopleFolder", **FOLDER)
         small_prompt[node_id] = {"class_type": kind, "inputs": inputs}
     loaders = {key for key, node in small_prompt.items() if node["class_type"] in NOT_NEEDED}
     return {key: node for key, node in small_prompt.items() if key not in loaders}
@@ -172,9 +190,11 @@ def test_a_workflow_of_sdxl_is_wired_right(server, object_info, name):
     """With other loaders the very same graph draws in the synthetic world."""
     prompt = in_the_synthetic_world(api_prompt(workflow(name), object_info))
     (save,) = [key for key, node in prompt.items() if node["class_type"] == "SaveImage"]
-    (path,) = server.files(server.run(prompt), save)
-    picture = np.asarray(Image.open(path)).astype(int)
+    paths = server.files(server.run(prompt), save)
+    picture = np.asarray(Image.open(paths[0])).astype(int)
     assert picture.std() > 20
+    people = ["person_0", "person_1"] if name == "sdxl_batch_of_people" else ["DiffLoRA"]
+    assert [path.name.split("_0000")[0] for path in paths] == people  # a picture of each, by name
     if name == "sdxl_two_people":  # each half with its own LoRA
         assert picture.shape[1] == 2 * picture.shape[0]
         swapped = copy.deepcopy(prompt)

@@ -41,7 +41,7 @@ def _node(info: dict[str, Any]) -> dict[str, Any]:
     for group in ("required", "optional"):
         for name, (_, options) in info["input"].get(group, {}).items():
             inputs[name] = {"name": name, "tooltip": options["tooltip"]}
-            if options.get(CONTROL) or name == "seed":
+            if options.get(CONTROL, name == "seed"):
                 inputs[CONTROL] = {"name": CONTROL.replace("_", " ")}
     outputs = zip(info["output_name"], info["output_tooltips"], strict=True)
     return {

@@ -58,5 +58,5 @@ def one_block_base():
     pytest.importorskip("diffusers")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        denoiser = OneBlock().eval().requires_grad_(False)
+        denoiser = OneBlock().train(False).requires_grad_(False)
     return OneBlockBase(denoiser, torch.linspace(0.9999, 0.01, 1000))

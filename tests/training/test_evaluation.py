@@ -35,7 +35,7 @@ def measurement(similarity, accuracy, spread=0.0):
 def report():
     level = {"mean_lora": 0.2, "nearest_lora": 0.3, "ridge": 0.5, "lae_trained": 0.55, "difflora_1": 0.6}
     level |= {"mlp": 0.5, "regressor": 0.6, "trained_one_photo": 0.4}
-    level |= {"difflora_best": 0.62, "difflora_4": 0.63, "trained_lora": 0.65}
+    level |= {"difflora_best": 0.62, "difflora_refined": 0.625, "difflora_4": 0.63, "trained_lora": 0.65}
     curves = {"base_model": {0.0: measurement(0.05, 1.0, 0.01)}}
     curves["true_renders"] = {0.0: measurement(0.9, 1.0, 0.01)}
     for name, value in level.items():

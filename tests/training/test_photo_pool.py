@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from difflora.layout import init_shared_down
-from training.image_loss import picture_losses
+from difflora.picture_loss import picture_losses
 from training.photo_pool import ScatteredPeople, choose_photos
 
 spec = importlib.util.spec_from_file_location("toy_world", Path(__file__).with_name("toy_world.py"))
@@ -35,8 +35,9 @@ def test_loss_of_a_batch_is_the_loss_of_each_alone(generator: torch.Generator) -
     down = init_shared_down(toy_world.LAYOUT)
     flat = torch.randn(3, toy_world.LAYOUT.num_parameters, generator=generator)
     latents, prompts = pool.pictures(torch.arange(3), torch.tensor([[0, 1]] * 3))
-    networks = type("Networks", (), {"layout": toy_world.LAYOUT})()
-    together = picture_losses(base, networks, flat, down, latents, prompts, torch.Generator().manual_seed(0))
+    together = picture_losses(
+        base, toy_world.LAYOUT, flat, down, latents, prompts, torch.Generator().manual_seed(0)
+    )
     assert together.shape == (3,)
 
     fixed = torch.Generator().manual_seed(0)  # the same draws by hand

@@ -35,7 +35,7 @@ def test_the_shipped_classifier_reads_the_scenes_of_unseen_people() -> None:
 
 def test_saved_is_loaded(tmp_path, generator: torch.Generator) -> None:
     config = AttributeConfig(channels=(8, 8, 8, 8), width=16)
-    model = AttributeClassifier(config).eval()
+    model = AttributeClassifier(config).train(False)
     loaded = AttributeClassifier.load(model.save(tmp_path / "attributes.safetensors"))
     pictures = torch.rand(2, 3, 64, 64, generator=generator)
     assert loaded.config == config

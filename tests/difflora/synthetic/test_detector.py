@@ -10,7 +10,7 @@ SMALL = DetectorConfig(channels=(4, 4, 8, 8, 8), pyramid=8)
 
 
 def test_outputs_are_those_of_scrfd() -> None:
-    outputs = FaceDetector(SMALL).eval()(torch.zeros(1, 3, 64, 96))
+    outputs = FaceDetector(SMALL).train(False)(torch.zeros(1, 3, 64, 96))
     cells = [64 // stride * (96 // stride) * ANCHORS for stride in STRIDES]
     assert [tuple(output.shape) for output in outputs] == [(c, width) for width in (1, 4, 10) for c in cells]
     assert all((score > 0).all() and (score < 1).all() for score in outputs[:3])
@@ -35,7 +35,7 @@ def test_an_exported_detector_decodes_in_insightface(tmp_path) -> None:
     from training.face_export import export_detector, export_recogniser
 
     torch.manual_seed(0)
-    detector = FaceDetector(SMALL).eval()
+    detector = FaceDetector(SMALL).train(False)
     with torch.no_grad():
         for head in detector.scores:  # one face, at the first cell of the middle level
             head.bias.fill_(-20.0)

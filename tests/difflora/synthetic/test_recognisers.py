@@ -48,14 +48,14 @@ def test_crops_equal_those_of_insightface(generator: torch.Generator) -> None:
 
 
 def test_shapes(generator: torch.Generator) -> None:
-    assert Recogniser(RecogniserConfig()).eval()(torch.zeros(1, 3, 112, 112)).shape == (1, 512)
-    embedding = EvaluationRecogniser(SMALL).eval()(torch.rand(3, 3, 64, 64, generator=generator))
+    assert Recogniser(RecogniserConfig()).train(False)(torch.zeros(1, 3, 112, 112)).shape == (1, 512)
+    embedding = EvaluationRecogniser(SMALL).train(False)(torch.rand(3, 3, 64, 64, generator=generator))
     assert embedding.shape == (3, 12)
     torch.testing.assert_close(embedding.norm(dim=1), torch.ones(3))
 
 
 def test_saved_is_loaded(tmp_path, generator: torch.Generator) -> None:
-    model = EvaluationRecogniser(SMALL).eval()
+    model = EvaluationRecogniser(SMALL).train(False)
     loaded = EvaluationRecogniser.load(model.save(tmp_path / "judge.safetensors"))
     pictures = torch.rand(2, 3, 64, 64, generator=generator)
     torch.testing.assert_close(loaded(pictures), model(pictures), rtol=0, atol=5e-3)  # float16 on disk
