@@ -58,7 +58,10 @@ from training.train_lae import TrainedLae
 Features = tuple[Tensor, Tensor, Tensor]
 """What MIF sees: face (B, N, 512), image (B, N, C), mask (B, N)."""
 RANKING_PICTURES = 4
-SHIPPED_STRENGTHS = (1.0, 1.5)
+SHIPPED_STRENGTHS = (1.5,)
+"""What validation people chose for the shipped checkpoint."""
+GUIDANCE_STRENGTHS = (0.75, 1.0, 1.5)
+"""Guidance makes LoRAs larger: each needs its own strength."""
 CANDIDATES = (1, 2, 4, 8)
 
 
@@ -74,7 +77,7 @@ def trained_rows(
 ) -> dict[str, dict[str, Any]]:
     """Variant -> what was measured on its pictures, trained now or before."""
     rows = {}
-    for variant in [v for v in VARIANTS if not options.only or v.name in options.only]:
+    for variant in [variant for variant in VARIANTS if variant.name in options.variants]:
 
         def make(variant: Variant = variant) -> dict[str, Any]:
             config = training_config(variant, options.steps, options.more_steps, options.seed)
@@ -111,7 +114,8 @@ def shipped_rows(networks: LoraHypernetwork, pool: PhotoPool, gallery: Gallery) 
     for name, settings in asked.items():
         say(name)
         _, flat = sample_flat(networks, **{"features": first_features(pool), **settings})
-        rows[name] = {"curve": gallery.measure(networks, flat, SHIPPED_STRENGTHS)}
+        strengths = GUIDANCE_STRENGTHS if "guidance_scale" in settings else SHIPPED_STRENGTHS
+        rows[name] = {"curve": gallery.measure(networks, flat, strengths)}
     return rows
 
 
@@ -239,12 +243,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--strengths", type=float, nargs="+", default=[1.0, 1.5, 2.0], help="of trained variants"
     )
     parser.add_argument("--rank-strength", type=float, default=1.5, help="at which candidates are compared")
-    parser.add_argument("--only", nargs="+", default=[], help="variants to train now; no report is written")
+    names = [variant.name for variant in VARIANTS]
+    parser.add_argument("--variants", nargs="*", default=names, help="that are trained; none: only sample")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
-    if unknown := set(options.only) - {variant.name for variant in VARIANTS}:
-        parser.error(f"unknown variants {', '.join(sorted(unknown))}")
+    if unknown := set(options.variants) - set(names):
+        parser.error(f"unknown variants {', '.join(sorted(unknown))}: use some of {', '.join(names)}")
+    for variant in VARIANTS:
+        if variant.name in options.variants and variant.after not in (None, *options.variants):
+            parser.error(f"--variants lacks {variant.after}, from which {variant.name} starts: add it")
     return options
 
 
@@ -258,8 +266,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     drawing = [options.people, options.prompts, options.picture_steps, options.seed, base.fingerprint]
     training = [*drawing, options.steps, options.more_steps, options.strengths]
     rows = trained_rows(material, gallery, options, short_digest(training))
-    if options.only:
-        return
     content = hashlib.sha256(options.checkpoint.read_bytes()).hexdigest()
     key = short_digest([*drawing, options.rank_strength, content])
     sampled = shipped_rows(shipped.networks, material.validation, gallery)
@@ -267,7 +273,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = {
         "people": options.people, "prompts": options.prompts, "picture_steps": options.picture_steps,
         "steps": options.steps, "more_steps": options.more_steps, "strengths": options.strengths,
-        "shipped_strengths": list(SHIPPED_STRENGTHS), "seed": options.seed, "base_model": base.fingerprint,
+        "shipped_strengths": SHIPPED_STRENGTHS, "guidance_strengths": GUIDANCE_STRENGTHS,
+        "seed": options.seed, "base_model": base.fingerprint,
         "checkpoint": content[:16], "whole": material.whole, "trained": material.trained,
     }  # fmt: skip
     command = shlex.join(

@@ -76,7 +76,7 @@ def sections(
     """Section -> label -> summary."""
     words = {"whole": settings["whole"], "trained": settings["trained"], "more": settings["more_steps"]}
     raw: dict[str, dict[str, Any]] = {}
-    for variant in VARIANTS:
+    for variant in [variant for variant in VARIANTS if variant.name in trained]:
         for section, label in variant.sections.items():
             raw.setdefault(section, {})[label.format(**words)] = trained[variant.name]
     for name, row in sampled.items():
@@ -93,7 +93,9 @@ def tables(report: Mapping[str, Any]) -> str:
     """All sections in markdown."""
     parts = []
     for section, title in TITLES.items():
-        rows = report["sections"][section]
+        rows = report["sections"].get(section, {})
+        if len(rows) < 2:  # nothing to compare
+            continue
         spread = section == "best of"
         header = ["", "strength", "identity similarity", "difference"]
         header += ["cosine of two latents", "cosine of their faces"] if spread else []
@@ -114,12 +116,12 @@ def signed(value: Mapping[str, float] | None) -> str:
 
 
 def draw(report: Mapping[str, Any]) -> "Figure":
-    """Six small plots: what was trained on the left, how the shipped checkpoint is sampled on the right."""
+    """Six small plots: what was trained above, how the shipped checkpoint is sampled below."""
     from matplotlib.figure import Figure  # slow to import, and only needed here
 
     figure = Figure(figsize=(12, 7), layout="constrained")
     axes = figure.subplots(2, 3).flatten()
-    chosen = report["sections"]
+    chosen = {section: report["sections"].get(section, {}) for section in TITLES}
     merged = {
         **chosen["features"],
         **{f"{k} prediction": v for k, v in chosen["prediction"].items() if k != "x0"},

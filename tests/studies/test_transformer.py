@@ -41,15 +41,20 @@ def test_the_shipped_checkpoint_is_asked_with_one_change_at_a_time(monkeypatch):
     assert len(rows) == len(asked) == 5 + 4 + 5 + 5 + 3
     assert [photos for photos, _ in asked[:5]] == [1, 2, 3, 4, 8]
     assert all(photos == 1 for photos, _ in asked[5:])
-    assert rows["guidance/2"]["curve"].keys() == set(transformer.SHIPPED_STRENGTHS)
+    assert rows["guidance/2"]["curve"].keys() == set(transformer.GUIDANCE_STRENGTHS)
+    assert rows["photos/2"]["curve"].keys() == set(transformer.SHIPPED_STRENGTHS)
     last = dict(zip(rows, asked, strict=True))["steps, noise 1/16"]
     assert last == (1, {"num_steps": 16, "noise_scale": 1.0})
 
 
 def test_an_unknown_variant_is_refused(capsys):
     with pytest.raises(SystemExit):
-        transformer.parse(["--only", "mixed", "wings"])
+        transformer.parse(["--variants", "mixed", "wings"])
     assert "wings" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        transformer.parse(["--variants", "v", "image_loss"])
+    assert "lacks mixed" in capsys.readouterr().err
+    assert transformer.parse(["--variants"]).variants == []
 
 
 def test_it_runs_as_a_file(repository):

@@ -49,6 +49,15 @@ def test_every_section_has_its_rows_and_its_baseline(rows):
     assert "60 steps more with the image loss" in found["loss"]
 
 
+def test_variants_that_were_not_trained_are_left_out(rows, tmp_path):
+    trained, sampled = rows
+    write_study(tmp_path, ORIGIN, {"mixed": trained["mixed"], "v": trained["v"]}, sampled)
+    text = (tmp_path / "study_transformer.md").read_text()
+    assert "| v | 2 |" in text and "image only" not in text and "### What MIF sees" not in text
+    write_study(tmp_path, ORIGIN, {}, sampled)
+    assert "What the DiT predicts" not in (tmp_path / "study_transformer.md").read_text()
+
+
 def test_the_page_keeps_what_was_written_by_hand(rows, tmp_path):
     write_study(tmp_path, ORIGIN, *rows)
     page = tmp_path / "study_transformer.md"

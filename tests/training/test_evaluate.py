@@ -1,14 +1,25 @@
 """The whole evaluation on the shipped models, as small as it can be; the library is made up."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from difflora import DiffLoRA
+from difflora.base_model import BaseModel
+from difflora.errors import CheckpointError
 from difflora.files import save_safetensors
+from difflora.synthetic import world
 from training import evaluate
+from training.basis_regressor import (
+    BasisRegressor,
+    BasisRegressorConfig,
+    load_regressor,
+    save_regressor,
+)
 from training.evaluation_report import LABELS
+from training.evaluation_rows import open_regressor
 from training.lora_library import SHARED_DOWN_NAME
 
 SIZE = "--people 2 --validation-people 2 --prompts 2 --picture-steps 1 --strengths 1".split()
@@ -18,7 +29,8 @@ SIZE = "--people 2 --validation-people 2 --prompts 2 --picture-steps 1 --strengt
 def library(tmp_path):
     model = DiffLoRA.load()
     folder = tmp_path / "library"
-    for split, count in (("train", 6), ("validation", 2), ("test", 2)):
+    splits = {"train": 6, "validation": 2, "test": 2, "validation_reference": 2, "test_reference": 2}
+    for split, count in splits.items():
         generator = torch.Generator().manual_seed(count)
         flat = 0.02 * torch.randn(count, model.layout.num_parameters, generator=generator)
         shard = {"flat_weights": flat, "people": torch.arange(count)}
@@ -29,14 +41,43 @@ def library(tmp_path):
     return folder
 
 
-def test_evaluation_writes_its_report_and_measures_nothing_twice(library, tmp_path):
+@pytest.fixture
+def regressor(tmp_path):
+    model, base = DiffLoRA.load(), BaseModel.load(world.BASE_MODEL)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = BasisRegressor(model.layout, BasisRegressorConfig(hidden=4, bases=2))
+        torch.nn.init.normal_(made.basis, std=0.02)
+    return save_regressor(tmp_path / "r.safetensors", made, dict(model.shared_down), base.fingerprint)
+
+
+def test_a_regressor_of_another_base_model_is_refused(regressor):
+    model = DiffLoRA.load()
+    other = SimpleNamespace(fingerprint="0123")
+    with pytest.raises(CheckpointError, match="not 0123: train one"):
+        open_regressor(regressor, model, other)
+    made, shared_down, base = load_regressor(regressor)
+    moved = {name: down + 0.1 for name, down in shared_down.items()}
+    save_regressor(regressor, made, moved, base)
+    with pytest.raises(CheckpointError, match="lora_down"):
+        open_regressor(regressor, model, SimpleNamespace(fingerprint=base))
+
+
+def test_evaluation_writes_its_report_and_measures_nothing_twice(library, regressor, tmp_path):
     places = ["--library", library, "--run", tmp_path / "run", "--out", tmp_path / "docs"]
-    arguments = [*map(str, places), *SIZE]
+    arguments = [*map(str, places), "--regressor", str(regressor), *SIZE]
     evaluate.main(arguments)
     report = json.loads((tmp_path / "docs" / "evaluation.json").read_text())
     assert set(report["rows"]) == set(LABELS)
     assert report["rows"]["trained_lora"]["seconds_per_person"] == 2.0  # 8 seconds for a batch of 4
     assert report["rows"]["true_renders"]["identity_similarity"]["mean"] > 0.5  # the ceiling knows the people
+    for row in report["rows"].values():
+        assert -1 <= row["r_similarity"]["mean"] <= 1 and 0 <= row["diversity"]["mean"] <= 1
+    true, base = report["rows"]["true_renders"], report["rows"]["base_model"]
+    assert true["r_similarity"]["mean"] > 0.5 > base["r_similarity"]["mean"]
+    assert true["r_similarity"]["mean"] < true["identity_similarity"]["mean"]  # single photos are noisier
+    assert report["photo_to_lora"]["peak_mb"] > report["photo_to_lora"]["libraries_mb"] > 10
+    assert 0 < report["candidates"]["cosine_of_faces"]["mean"] <= 1
     assert (tmp_path / "docs" / "images" / "evaluation.png").stat().st_size > 1000
     assert "training.evaluate" in (tmp_path / "docs" / "evaluation.md").read_text()
 
