@@ -46,7 +46,7 @@ from training.train_lae import TrainedLae, split_library, train
 STRONGER = 1.5
 """Decoded LoRAs of trained ones are weaker than these: they are drawn at this strength as well."""
 COMPONENTS = (256, 1024)
-KEPT_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+KEPT_SHARES = (0.01, 0.05, 0.2, 0.5, 0.8)
 RANK_LIBRARIES = ("attention_rank_1", "attention", "attention_rank_64")
 RANK_COMPONENTS = (8, 16, 31)
 
@@ -270,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--trained", type=Path, default=Path("runs/loras"), help="by make_loras")
     parser.add_argument("--people", type=int, default=0, help="LoRAs of the library to learn from; 0 is all")
     parser.add_argument("--steps", type=int, default=300, help="of every variant")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--lae", type=Path, help="lae.safetensors by train_lae, to be measured as well")
     parser.add_argument("--lae-steps", type=int, default=PRESETS["synthetic"].lae.num_steps, help="of it")
     parser.add_argument("--ranks", type=Path, default=Path("runs/study_library"), help="of studies.library")
@@ -293,9 +293,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for kind, group in groups.items()
         },
         "kept": measure_kept(groups["trained"]),
-        "variants": measure_variants(library, trained, groups, options),
         "components": measure_components({"all": library, "trained": trained}, groups, COMPONENTS),
         "ranks": measure_ranks(options.ranks, base, groups["trained"].gallery),
+        "variants": measure_variants(library, trained, groups, options),
     }
     write_study(options.out, "autoencoder", report, tables(report), draw_plot(report))
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from difflora.base_model import BaseModel
-from difflora.layout import LoraLayout, init_shared_down
+from difflora.layout import LoraLayout, SharedDown, init_shared_down
 from difflora.lora_training import train_loras
 from training.base_presets import TARGETS
 from training.common import open_run
 from training.evaluation_pictures import LoraBatch
-from training.lora_library import LibraryConfig, deal_shards, load_library
+from training.lora_library import SPLITS, LibraryConfig, deal_shards, load_library
 from training.make_loras import make_shards, prepare_shared_down
 from training.pictures import RenderedPeople
 
@@ -37,16 +37,21 @@ class Setting:
         label: for tables.
         making: see `LibraryConfig`.
         own_down: every person has a random, frozen `lora_down` of their own.
+        gauge: the default library's LoRAs, each written with other factors of the same product.
     """
 
     label: str
     making: LibraryConfig
     own_down: bool = False
+    gauge: bool = False
 
 
 SETTINGS = {
     "default": Setting(
         "learned, shared lora_down; rank 4, attention + ff, 60 steps (default)", LibraryConfig()
+    ),
+    "random_gauge": Setting(
+        "the default LoRAs, each in a random gauge (same effect)", LibraryConfig(), gauge=True
     ),
     "random_down": Setting("random, shared lora_down", RANDOM_DOWN),
     "own_down": Setting("random lora_down of each person's own", RANDOM_DOWN, own_down=True),
@@ -106,9 +111,32 @@ def make_library(
 
 def own_down(layout: LoraLayout, split: str, people: Sequence[int]) -> dict[str, Tensor]:
     """A random `lora_down` for each person: module -> (B, R, in)."""
-    first = OWN_SEED * (1 + ("train", "validation", "test").index(split))
+    first = OWN_SEED * (1 + SPLITS.index(split))
     downs = [init_shared_down(layout, first + person) for person in people]
     return {name: torch.stack([down[name] for down in downs]) for name in downs[0]}  # (B, R, in)
+
+
+def random_gauge(
+    layout: LoraLayout, flat: Tensor, shared_down: SharedDown, split: str
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Other factors of the same LoRAs: (up G^T) (G down) = up down, G orthogonal, per person and module.
+
+    Args:
+        layout: with a shared `lora_down`.
+        flat: (n, P).
+        shared_down: module -> (R, in).
+        split: whose people; decides G.
+
+    Returns:
+        module -> lora_down (n, R, in), and flat weights (n, P).
+    """
+    generator = torch.Generator().manual_seed(OWN_SEED + SPLITS.index(split))
+    downs, ups = {}, {}
+    for name, (down, up) in layout.factors(flat, shared_down).items():
+        start = torch.randn(len(flat), layout.rank, layout.rank, generator=generator)
+        gauge = torch.linalg.qr(start).Q  # (n, R, R)
+        downs[name], ups[name, "lora_up"] = gauge @ down, up @ gauge.mT  # (n, R, in), (n, out, R)
+    return downs, layout.flatten(ups)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,9 +160,13 @@ class Loras:
         place = {person: row for row, person in enumerate(library.people.tolist())}
         people = list(range(count))
         flat = library.flat[[place[person] for person in people]]  # (n, P)
-        if not setting.own_down:
+        if setting.own_down:
+            down = own_down(library.layout, split, people)
+        elif setting.gauge:
+            down, flat = random_gauge(library.layout, flat, library.shared_down, split)
+        else:
             return cls(library.layout, library.shared_down, flat)
-        down, whole = own_down(library.layout, split, people), replace(library.layout, train_down=True)
+        whole = replace(library.layout, train_down=True)
         parts = {(name, "lora_down"): factor for name, factor in down.items()}
         return cls(whole, None, whole.flatten({**library.layout.unflatten(flat), **parts}))
 

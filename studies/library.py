@@ -108,6 +108,7 @@ def measure_setting(
 
 def make(base: BaseModel, name: str, options: argparse.Namespace) -> Path:
     """The folder of a setting's library, made where it is missing; the default one may start as a copy."""
+    name = "default" if SETTINGS[name].gauge else name
     folder = options.run / name
     if name == "default" and options.library and not folder.exists():
         shutil.copytree(options.library, folder, ignore=shutil.ignore_patterns("test"))
@@ -270,21 +271,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     twins = measure_twins(
         base, Gallery.of_people(base, judge, "train", range(options.twins), options), options
     )
-    names = ["default", *(name for name in options.settings if name != "default")]
-    rows = {name: measure_setting(base, name, (known, asked), gallery, options) for name in names}
-    default = rows["default"]["predicted"]  # (B,)
-    for row in rows.values():
-        row["predicted_minus_default"] = interval(row["predicted"] - default)
-        row |= {key: interval(row[key]) for key in ("trained", "trained_stronger", "predicted")}
     report = {
         "people": options.people,
         "held_out": options.held_out,
         "prompts": options.prompts,
         "base_model": interval(gallery.similarity(None)),
-        "settings": rows,
+        "settings": {},
         "twins": twins,
     }
-    write_study(options.out, "library", report, tables(report), draw_plot(report))
+    default = None
+    for name in ("default", *(name for name in options.settings if name != "default")):
+        row = measure_setting(base, name, (known, asked), gallery, options)
+        default = row["predicted"] if default is None else default  # (B,)
+        row["predicted_minus_default"] = interval(row["predicted"] - default)
+        row |= {key: interval(row[key]) for key in ("trained", "trained_stronger", "predicted")}
+        report["settings"][name] = row
+        # a library takes minutes: what is known is written before the next one
+        write_study(options.out, "library", report, tables(report), draw_plot(report))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,20 @@ def test_a_whole_lora_does_what_its_factors_do(one_block_base, tmp_path, generat
     assert not torch.allclose(outputs[0], one_block_base.denoiser(x, t, text).sample, atol=1e-4)
 
 
+def test_a_gauge_changes_the_numbers_and_nothing_else(one_block_base, tmp_path, generator):
+    make_library(one_block_base, Setting("plain", MAKING), tmp_path, {"train": 3}, 0)
+    plain = Loras.read(tmp_path, Setting("plain", MAKING), "train", 3)
+    other = Loras.read(tmp_path, Setting("gauge", MAKING, gauge=True), "train", 3)
+    x, t, text = torch.randn(3, 8, 4, 4, generator=generator), torch.zeros(3), torch.zeros(3, 5, 12)
+    outputs = []
+    for loras in (plain, other):
+        with batched_lora(one_block_base.denoiser, loras.layout, loras.flat, loras.down):
+            outputs.append(one_block_base.denoiser(x, t, text).sample)
+    assert torch.allclose(*outputs, atol=1e-5)
+    downs = other.layout.factors(other.flat, None)["block.attn1.to_q"][0]  # (3, R, in)
+    assert not torch.allclose(downs[0], downs[1], atol=1e-2)
+
+
 def test_a_library_of_make_loras_is_taken_over(one_block_base, tmp_path, monkeypatch):
     options = "--people 2 --batch 2 --pictures 4 --steps 3 --pictures-per-step 2 --rank 2 --down random"
     parsed = make_loras.parse([*options.split(), "--out", str(tmp_path)])
