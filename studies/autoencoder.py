@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ from training.train_lae import TrainedLae, split_library, train
 
 STRONGER = 1.5
 """Decoded LoRAs of trained ones are weaker than these: they are drawn at this strength as well."""
-COMPONENTS = (256, 1024)
+COMPONENTS = {"trained": (256,), "all": (256, 1024)}
+"""Of the trained LoRAs alone, and of these and the predicted ones."""
 KEPT_SHARES = (0.01, 0.05, 0.2, 0.5, 0.8)
 RANK_LIBRARIES = ("attention_rank_1", "attention", "attention_rank_64")
 RANK_COMPONENTS = (8, 16, 31)
@@ -137,49 +138,46 @@ def measure_lae(
         )
 
 
-def measure_variants(
+def measurements(
     library: Library, trained: Library, groups: Mapping[str, Group], options: argparse.Namespace
-) -> dict[str, Any]:
-    """Every variant of the LAE: trained, and measured; first one that was trained before, if there is one."""
-    rows: dict[str, Any] = {}
+) -> Iterator[dict[str, dict[str, Any]]]:
+    """Rows of the report's parts `components` and `variants`, the quick ones first."""
+    yield {"components": measure_components("trained", trained, groups, COMPONENTS["trained"])}
     if options.lae:
         made = TrainedLae.load(options.lae)
         config = made.lae.config
         facts = {"numbers": config.latent_tokens * config.latent_channels, "seconds": None}
         measured = measure_lae(made.lae, made.normalisation, groups, options.device)
-        rows["made_before"] = {"label": f"default, {options.lae_steps} steps", **facts, **measured}
+        row = {"label": f"default, {options.lae_steps} steps", **facts, **measured}
+        yield {"variants": {"made_before": row}}
+    yield {"components": measure_components("all", library, groups, COMPONENTS["all"])}
     for name in options.variants:
         variant = VARIANTS[name]
         own = trained if variant.trained_only else library
         lae, normalisation, seconds = train_variant(name, variant, own, options)
         measured = measure_lae(lae, normalisation, groups, options.device)
         facts = {"numbers": variant.latent_numbers, "seconds": round(seconds, 1)}
-        rows[name] = {"label": variant.label, **facts, **measured}
-        say(f"{variant.label}: {rows[name]}")
-    return rows
+        yield {"variants": {name: {"label": variant.label, **facts, **measured}}}
 
 
 def measure_components(
-    libraries: Mapping[str, Library], groups: Mapping[str, Group], components: Sequence[int]
+    name: str, library: Library, groups: Mapping[str, Group], components: Sequence[int]
 ) -> dict[str, Any]:
-    """Principal components of each library as a control."""
+    """Principal components of a library as a control."""
     rows = {}
-    for name, library in libraries.items():
-        training, _ = split_library(len(library.flat), TRAINING.held_out)
-        normalisation = LoraNormalisation.fit(library.flat[training], library.layout)
-        normal = normalisation.normalise(library.flat[training])  # (n, P)
-        start = time.process_time()
-        most = PrincipalComponents.fit(normal, min(max(components), len(normal) - 1))
-        seconds = time.process_time() - start
-        # a library of few people has fewer than were asked for
-        for numbers in sorted({min(count, len(most.basis)) for count in components}):
-            fewer = replace(most, basis=most.basis[:numbers])  # (Q, P)
-            row = measure_roundtrip(
-                lambda x, own=fewer: own.reconstruct(own.project(x)), normalisation, groups
-            )
-            label = f"{numbers} principal components, {name}"
-            rows[f"pca_{name}_{numbers}"] = {"label": label, "numbers": numbers, "seconds": seconds, **row}
-            say(f"{label}: {row}")
+    training, _ = split_library(len(library.flat), TRAINING.held_out)
+    normalisation = LoraNormalisation.fit(library.flat[training], library.layout)
+    normal = normalisation.normalise(library.flat[training])  # (n, P)
+    start = time.process_time()
+    most = PrincipalComponents.fit(normal, min(max(components), len(normal) - 1))
+    seconds = time.process_time() - start
+    # a library of few people has fewer than were asked for
+    for numbers in sorted({min(count, len(most.basis)) for count in components}):
+        fewer = replace(most, basis=most.basis[:numbers])  # (Q, P)
+        row = measure_roundtrip(lambda x, own=fewer: own.reconstruct(own.project(x)), normalisation, groups)
+        label = f"{numbers} principal components, {name} LoRAs"
+        rows[f"pca_{name}_{numbers}"] = {"label": label, "numbers": numbers, "seconds": seconds, **row}
+        say(f"{label}: {row}")
     return rows
 
 
@@ -283,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             library, flat=library.flat[-options.people :], people=library.people[-options.people :]
         )
     groups = open_groups(base, library, options.trained, options)
-    report = {
+    report: dict[str, Any] = {
         "steps": options.steps,
         "parameters": library.layout.num_parameters,
         "held_out": {kind: len(group.loras.flat) for kind, group in groups.items()},
@@ -293,11 +291,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for kind, group in groups.items()
         },
         "kept": measure_kept(groups["trained"]),
-        "components": measure_components({"all": library, "trained": trained}, groups, COMPONENTS),
+        "components": {},
+        "variants": {},
         "ranks": measure_ranks(options.ranks, base, groups["trained"].gallery),
-        "variants": measure_variants(library, trained, groups, options),
     }
-    write_study(options.out, "autoencoder", report, tables(report), draw_plot(report))
+
+    def save() -> None:  # a network takes minutes: what is known is written before the next one
+        write_study(options.out, "autoencoder", report, tables(report), draw_plot(report))
+
+    save()
+    for rows in measurements(library, trained, groups, options):
+        report |= {part: report[part] | own for part, own in rows.items()}
+        save()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ WAYS = {"largest": "largest", "random": "random", "rescaled": "random, divided b
 
 def tables(report: Mapping[str, Any]) -> str:
     """The tables of the document."""
-    return "\n\n".join([compression_table(report), kept_table(report), *rank_table(report)])
+    compressed = report["variants"] or report["components"]
+    first = [compression_table(report)] if compressed else []
+    return "\n\n".join([*first, kept_table(report), *rank_table(report)])
 
 
 def compression_table(report: Mapping[str, Any]) -> str:
@@ -76,12 +78,14 @@ def draw_plot(report: Mapping[str, Any]) -> "Figure":
     sized = {
         "LAE": [row for name, row in report["variants"].items() if name.startswith(("default", "latent_"))],
         "principal components": [
-            row for name, row in report["components"].items() if name.startswith("pca_all")
+            row for name, row in report["components"].items() if name.startswith("pca_all_")
         ],
     }
     styles = {"trained": "-", "predicted": "--"}
     for colour, (method, rows) in enumerate(sized.items()):
         for kind, style in styles.items():
+            if not rows:
+                continue
             label = f"{method}, {kind} LoRAs"
             draw_curve(left, [row["numbers"] for row in rows], [row[kind]["kept"] for row in rows], label)
             left.lines[-1].set(linestyle=style, color=f"C{colour}")
@@ -92,7 +96,8 @@ def draw_plot(report: Mapping[str, Any]) -> "Figure":
     right.set(xscale="log", xlabel="share of a trained LoRA's numbers that is kept")
     for axes in (left, right):
         axes.axhline(TARGET, color="grey", ls=":", lw=1)
-        axes.legend(frameon=False)
+        if axes.lines[:-1]:
+            axes.legend(frameon=False)
     return figure
 
 

@@ -51,7 +51,7 @@ def test_components_keep_what_lies_in_the_span_of_the_library(drawing_base, judg
         "trained": make_group(drawing_base, judge, tmp_path, outside, layout),
         "predicted": make_group(drawing_base, judge, tmp_path, inside[30:], layout),
     }
-    rows = measure_components({"all": library}, groups, (2, 64))
+    rows = measure_components("all", library, groups, (2, 64))
     assert list(rows) == ["pca_all_2", "pca_all_6"]  # six directions are all there are
     assert rows["pca_all_6"]["predicted"]["r2"] > 0.999
     assert abs(rows["pca_all_6"]["predicted"]["kept"]["mean"] - 1) < 0.01
@@ -77,5 +77,8 @@ def test_report_shows_the_numbers(tmp_path):
     assert "| 10% | 50% (40% to 60%) |" in text
     assert "| rank 1 | 10 | 0.500 (0.400 to 0.600) | 0.10; 50% (40% to 60%) |" in text
     assert "rank 1" not in tables({**report, "ranks": {}})
-    draw_plot(report).savefig(tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").stat().st_size > 5000
+    bare = {**report, "variants": {}, "components": {}, "ranks": {}}  # as it is written first
+    assert tables(bare).startswith("| numbers kept |")
+    for number, shown in enumerate((bare, report)):
+        draw_plot(shown).savefig(tmp_path / f"plot{number}.png")
+    assert (tmp_path / "plot1.png").stat().st_size > (tmp_path / "plot0.png").stat().st_size > 5000
