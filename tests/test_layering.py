@@ -109,6 +109,13 @@ def test_library_imports_are_relative_and_never_the_host(path):
 def test_training_imports_absolutely(path):
     for level, module, _ in imports(path):
         assert level == 0, f"training/{path.name}: write the import of {module} absolutely"
+        assert module.split(".")[0] not in {"nodes", "studies", *HOST}
+
+
+@pytest.mark.parametrize("path", sources("studies"), ids=lambda path: path.stem)
+def test_studies_import_absolutely(path):
+    for level, module, _ in imports(path):
+        assert level == 0, f"studies/{path.name}: write the import of {module} absolutely"
         assert module.split(".")[0] not in {"nodes", *HOST}
 
 
@@ -136,7 +143,7 @@ def check_nothing_banned(path):
             assert all(alias.name.split(".")[0] != "pickle" for alias in node.names)
 
 
-@pytest.mark.parametrize("folder", ["difflora", "nodes", "training"])
+@pytest.mark.parametrize("folder", ["difflora", "nodes", "training", "studies"])
 def test_nothing_banned(folder):
     for path in sources(folder):
         check_nothing_banned(path)

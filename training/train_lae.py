@@ -99,13 +99,18 @@ def train(
     config: LaeTrainingConfig,
     folder: Path,
     device: torch.device | str = "cpu",
+    network: Callable[[LoraLayout, LaeConfig], LoraAutoencoder] = LoraAutoencoder,
+    loss_of: Callable[[Tensor, Tensor, float, float], Tensor] = lae_loss,
 ) -> tuple[LoraAutoencoder, LoraNormalisation]:
-    """Train on raw weights (n, P), resuming what the folder holds -> averaged LAE and its normalisation."""
+    """Train on raw weights (n, P), resuming what the folder holds -> averaged LAE and its normalisation.
+
+    `network` and `loss_of` are for comparing others with ours: see `LoraAutoencoder` and `lae_loss`.
+    """
     training, held_out = split_library(len(library), config.held_out)
     normalisation = LoraNormalisation.fit(library[training], layout)
     read = weight_reader(library, normalisation, device)
     torch.manual_seed(config.seed)
-    lae = LoraAutoencoder(layout, lae_config).to(device)
+    lae = network(layout, lae_config).to(device)
     average = Average(lae, config.ema_decay)
     optimiser = torch.optim.AdamW(
         lae.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
@@ -128,7 +133,7 @@ def train(
                 latent.detach().std(dim=0).clamp_min(1e-3)
             )  # (S, C); noise relative to the latent's own spread
             latent = latent + config.latent_noise * spread * noise_like(latent, generator)  # (B, S, C)
-            loss = lae_loss(
+            loss = loss_of(
                 lae.decode(latent), target, lae_config.weight_preserving, lae_config.weight_cap
             ).mean()
             optimiser.param_groups[0]["lr"] = rate_at(

@@ -1,0 +1,15 @@
+"""Every study can be called as users type it."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize("script", ["library", "autoencoder"])
+def test_a_study_runs_as_a_file(script, repository):
+    run = subprocess.run(
+        [sys.executable, f"studies/{script}.py", "--help"], capture_output=True, text=True, cwd=repository
+    )
+    assert run.returncode == 0, run.stderr
+    assert "--people" in run.stdout and "--held-out" in run.stdout
