@@ -24,8 +24,8 @@ from difflora.files import atomic_save, load_safetensors, save_safetensors
 from difflora.synthetic.judge import Judge
 from difflora.synthetic.people import sample_people
 from training.common import machine, say
+from training.evaluation_people import prompt_scenes
 from training.evaluation_pictures import Likeness, LoraBatch, draw_people
-from training.evaluation_rows import prompt_scenes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -37,7 +37,7 @@ from difflora.synthetic.renderer import render
 from difflora.synthetic.scenes import sample_scenes
 from difflora.synthetic.world import BASE_MODEL
 from training.common import machine, progress_bar, say
-from training.evaluation_rows import photograph, prompt_scenes
+from training.evaluation_people import photograph, prompt_scenes
 
 NOISE = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
 FINE_TUNES = ((20, 1e-4), (20, 1e-3), (20, 3e-3))
