@@ -206,11 +206,11 @@ def train_mlp(
         loss.backward()
         optimiser.step()
         if (step + 1) % MLP_MEASURE_EVERY == 0:
-            network.eval()
+            network.train(False)
             with torch.no_grad():
                 error = float((network(held_out[0]) - held_out[1]).square().mean())
             network.train()
             if error < best_error:
                 best, best_error = {name: t.clone() for name, t in network.state_dict().items()}, error
     network.load_state_dict(best)
-    network.eval()
+    network.train(False)

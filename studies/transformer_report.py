@@ -42,7 +42,7 @@ BASELINES = {
     "noise scale": "0",
 }
 """What the rows of a section are compared with; elsewhere the section's first row."""
-TABLES = re.compile(r"(<!-- tables -->\n).*?(<!-- /tables -->)", re.DOTALL)
+TABLES = r"(<!-- tables -->\n).*?(<!-- /tables -->)"
 EMPTY_PAGE = "# Study: MIF and DiT\n\n<!-- tables -->\n<!-- /tables -->\n"
 
 
@@ -205,7 +205,9 @@ def write_study(
         f"`{report['command']}` on one machine ({report['machine']});\nall numbers: "
         "[study_transformer.json](study_transformer.json)."
     )
-    after = TABLES.sub(lambda found: f"{found[1]}{source}\n\n{tables(report)}\n{found[2]}", before)
+    after = re.sub(
+        TABLES, lambda found: f"{found[1]}{source}\n\n{tables(report)}\n{found[2]}", before, flags=re.DOTALL
+    )
     figure = draw(report)
     atomic_save(out / "study_transformer.json", lambda path: path.write_text(text, encoding="utf-8"))
     atomic_save(page, lambda path: path.write_text(after, encoding="utf-8"))

@@ -157,4 +157,4 @@ def load_regressor(
     regressor = BasisRegressor(LoraLayout.from_json(metadata["layout"]), config).to(device)
     regressor.load_state_dict(tensors)
     shared_down = {name.removeprefix(DOWN_PREFIX): down for name, down in downs.items()}
-    return regressor.eval().requires_grad_(False), shared_down, metadata["base_model_fingerprint"]
+    return regressor.train(False).requires_grad_(False), shared_down, metadata["base_model_fingerprint"]

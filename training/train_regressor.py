@@ -185,7 +185,7 @@ def train(
             if done:
                 break
     bar.close()
-    return average.module.eval()
+    return average.module.train(False)
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
