@@ -70,34 +70,31 @@ def rank_table(report: Mapping[str, Any]) -> list[str]:
 
 
 def draw_plot(report: Mapping[str, Any]) -> "Figure":
-    """Left: what compression keeps, by size. Right: what some of the numbers keep."""
+    """What compression keeps, by size, as far as it is measured; and what some of the numbers keep."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    pca = report["components"].items()
     sized = {
         "LAE": [row for name, row in report["variants"].items() if name.startswith(("default", "latent_"))],
-        "principal components": [
-            row for name, row in report["components"].items() if name.startswith("pca_all_")
-        ],
+        "principal components": [row for name, row in pca if name.startswith("pca_all_")],
     }
-    styles = {"trained": "-", "predicted": "--"}
-    for colour, (method, rows) in enumerate(sized.items()):
-        for kind, style in styles.items():
-            if not rows:
-                continue
+    measured = {method: rows for method, rows in sized.items() if rows}
+    figure = Figure(figsize=(11 if measured else 6, 4.4), layout="constrained")
+    *left, right = figure.subplots(1, 2 if measured else 1, sharey=True, squeeze=False)[0]
+    for colour, (method, rows) in enumerate(measured.items()):
+        for kind, style in {"trained": "-", "predicted": "--"}.items():
             label = f"{method}, {kind} LoRAs"
-            draw_curve(left, [row["numbers"] for row in rows], [row[kind]["kept"] for row in rows], label)
-            left.lines[-1].set(linestyle=style, color=f"C{colour}")
-    left.set(xscale="log", xlabel="numbers of the latent", ylabel="share of the similarity gain that is kept")
+            draw_curve(left[0], [row["numbers"] for row in rows], [row[kind]["kept"] for row in rows], label)
+            left[0].lines[-1].set(linestyle=style, color=f"C{colour}")
+        left[0].set(xscale="log", xlabel="numbers of the latent")
     for way, label in WAYS.items():
         shares = [float(share) for share in report["kept"]]
         draw_curve(right, shares, [row[way] for row in report["kept"].values()], label)
     right.set(xscale="log", xlabel="share of a trained LoRA's numbers that is kept")
-    for axes in (left, right):
+    for axes in (*left, right):
         axes.axhline(TARGET, color="grey", ls=":", lw=1)
-        if axes.lines[:-1]:
-            axes.legend(frameon=False)
+        axes.legend(frameon=False)
+    figure.axes[0].set_ylabel("share of the similarity gain that is kept")
     return figure
 
 

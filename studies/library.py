@@ -236,7 +236,7 @@ def draw_plot(report: Mapping[str, Any]) -> "Figure":
         range(len(rows)), [row["label"].replace(" (default)", "").replace("; ", "\n") for row in rows]
     )
     axes.set_xlabel("identity similarity of held-out people, 95 % interval")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.3, -0.12), ncols=3, frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
