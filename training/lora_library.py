@@ -161,11 +161,11 @@ class Shard:
     people: tuple[int, ...]
 
     def is_done(self) -> bool:
-        """Whether the file is there, whole, and holds these people."""
+        """Whether the file is there, whole, and holds these people; it may hold more, and keeps them."""
         if not self.path.is_file():
             return False
         tensors, _ = load_safetensors(self.path)
-        return tensors["people"].tolist() == list(self.people)
+        return set(self.people) <= set(tensors["people"].tolist())
 
 
 def deal_shards(folder: Path, split: str, count: int, batch: int) -> list[Shard]:

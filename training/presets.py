@@ -147,18 +147,21 @@ PRESETS = {
             num_steps=1500, batch_size=32, learning_rate=1e-3, image_loss_weight=0.0, pool_people=1500
         ),
     ),
-    # from there (--init) on in image space, some ten minutes
+    # from there (--init) on in image space, an hour and a half; hardly any pull towards the predicted latents
     "synthetic-image": Preset(
         SYNTHETIC,
         LaeTrainingConfig(num_steps=700),
         DitTrainingConfig(
-            num_steps=700,
+            num_steps=3600,
             batch_size=32,
-            learning_rate=4e-4,
+            learning_rate=8e-4,
+            decoder_learning_rate=4e-4,
             warmup=20,
+            ema_decay=0.999,
+            latent_loss_weight=0.05,
             image_loss_from=0,
-            pool_people=1500,
-            validate_every=150,
+            pool_people=4000,
+            validate_every=200,
         ),
     ),
     # weights2weights (docs/import_w2w.md) on one GPU: 64,974 people allow a larger latent.

@@ -100,6 +100,13 @@ def test_more_people_complete_the_last_shard(one_block_base, library):
     torch.testing.assert_close(after.flat[:5], before.flat, atol=1e-4, rtol=1e-2)
 
 
+def test_fewer_people_unmake_nobody(one_block_base, library):
+    before = load_library(library)
+    make(one_block_base, library, "--people", "3")  # one of the second shard's two
+    after = load_library(library)
+    assert torch.equal(after.people, before.people) and torch.equal(after.flat, before.flat)
+
+
 @pytest.mark.parametrize("change", [("--steps", "4"), ("--rank", "3"), ("--seed", "1"), ("--pictures", "5")])
 def test_other_settings_are_refused(one_block_base, library, change):
     with pytest.raises(CheckpointError, match="other settings"):
