@@ -105,7 +105,7 @@ def test_library_imports_are_relative_and_never_the_host(path):
             assert top not in {"difflora", "training", "nodes"}, f"import {module} relatively"
 
 
-@pytest.mark.parametrize("path", sources("training") + sources("studies"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sources("training"), ids=lambda path: path.stem)
 def test_training_imports_absolutely(path):
     for level, module, _ in imports(path):
         assert level == 0, f"training/{path.name}: write the import of {module} absolutely"

@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from difflora.checkpoint import load_checkpoint
 from difflora.files import load_safetensors
 from difflora.lora import Lora
+from difflora.model import EMBEDDED_CHECKPOINT
 
 sys.path.insert(0, str(Path(__file__).parent))
 import prompts
@@ -89,7 +91,8 @@ def test_everything_beside_and_inside_of_the_file(server):
     assert metadata["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
     # what Generate LoRA knew has come along
     assert metadata["ss_base_model_version"] == "synthetic_base" and metadata["difflora.num_photos"] == "4"
-    assert metadata["difflora.recommended_strength"] == "1.5"
+    strength = load_checkpoint(EMBEDDED_CHECKPOINT).recommended.strength
+    assert metadata["difflora.recommended_strength"] == f"{strength:g}"
     sidecar = json.loads(path.with_suffix(".metadata.json").read_text(encoding="utf-8"))
     assert sidecar["model_name"] == "Ann" and sidecar["modelDescription"] == "She agreed."
 
