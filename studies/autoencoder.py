@@ -4,7 +4,7 @@ Variants of the LAE (`studies.lae_variants`) and principal components learn from
 pictures: how much of the similarity that a held-out person's LoRA gains over the base model is left after
 compressing and decoding it. Two kinds of LoRAs are compressed: trained ones, with their luck, and predicted
 ones, without. Then two experiments of the paper: keep only some of a LoRA's numbers (Fig. 4), and compress
-low-rank against full-rank weights (Fig. 2; libraries of `studies.library`).
+low-rank against full-rank weights (Fig. 2; libraries of `studies.learnability`).
 
 Needs a library with trained and predicted LoRAs (`training.make_loras`, also with `--split validation`, then
 `training.amortise`). Trained networks and measured pictures are kept: run it again to go on.
@@ -131,7 +131,7 @@ def measure_lae(
     lae: LoraAutoencoder, normalisation: LoraNormalisation, groups: Mapping[str, Group], device: str
 ) -> dict[str, Any]:
     """What a trained LAE keeps."""
-    lae = lae.to(device).eval()
+    lae = lae.to(device).train(False)
     with torch.no_grad():
         return measure_roundtrip(
             lambda flat: lae.decode(lae.encode(flat.to(device))).cpu(), normalisation.to("cpu"), groups
@@ -217,7 +217,7 @@ def measure_ranks(folder: Path, base: BaseModel, gallery: Gallery) -> dict[str, 
     for name in RANK_LIBRARIES:
         config = folder / name / "config.json"
         if not config.is_file() or read_config(folder / name)["base_model_fingerprint"] != base.fingerprint:
-            say(f"no library {folder / name}: run studies.library for it")
+            say(f"no library {folder / name}: run studies.learnability for it")
             continue
         people = len(load_library(folder / name, "train").flat)
         known = Loras.read(folder / name, SETTINGS[name], "train", people)
@@ -264,18 +264,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Arguments, networks, pictures, report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     study_options(parser, "autoencoder")
-    parser.add_argument("--library", type=Path, default=Path("runs/loras_amortised"), help="by amortise")
+    parser.add_argument(
+        "--library", dest="loras", type=Path, default=Path("runs/loras_amortised"), help="by amortise"
+    )
     parser.add_argument("--trained", type=Path, default=Path("runs/loras"), help="by make_loras")
     parser.add_argument("--people", type=int, default=0, help="LoRAs of the library to learn from; 0 is all")
     parser.add_argument("--steps", type=int, default=300, help="of every variant")
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--lae", type=Path, help="lae.safetensors by train_lae, to be measured as well")
     parser.add_argument("--lae-steps", type=int, default=PRESETS["synthetic"].lae.num_steps, help="of it")
-    parser.add_argument("--ranks", type=Path, default=Path("runs/study_library"), help="of studies.library")
+    parser.add_argument(
+        "--ranks", type=Path, default=Path("runs/study_learnability"), help="of studies.learnability"
+    )
     parser.add_argument("--base", type=Path, default=world.BASE_MODEL, help="diffusers pipeline folder")
     options = parser.parse_args(arguments)
     base = BaseModel.load(options.base, options.device)
-    library, trained = load_library(options.library), load_library(options.trained)
+    library, trained = load_library(options.loras), load_library(options.trained)
     if options.people:
         library = replace(
             library, flat=library.flat[-options.people :], people=library.people[-options.people :]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BOOTSTRAP_DRAWS = 2000
-TABLES = re.compile(r"(<!-- tables -->\n).*?(<!-- /tables -->)", re.DOTALL)
+TABLES = r"(<!-- tables -->\n).*?(<!-- /tables -->)"
 EMPTY_PAGE = "# Study: {name}\n\n<!-- tables -->\n<!-- /tables -->\n\n![Plot](images/study_{name}.png)\n"
 PROMPT_SPLIT = "test"
 """Whose prompts are drawn: no LoRA, network or setting of the studies was chosen by them."""
@@ -160,7 +160,9 @@ def write_study(out: Path, name: str, report: Mapping[str, Any], tables: str, fi
     page = out / f"study_{name}.md"
     text = page.read_text(encoding="utf-8") if page.is_file() else EMPTY_PAGE.format(name=name)
     origin = f"`{command}` on {whole['machine']}; all numbers: [study_{name}.json](study_{name}.json)."
-    text = TABLES.sub(lambda found: f"{found[1]}\n{origin}\n\n{tables.strip()}\n\n{found[2]}", text)
+    text = re.sub(
+        TABLES, lambda found: f"{found[1]}\n{origin}\n\n{tables.strip()}\n\n{found[2]}", text, flags=re.DOTALL
+    )
     atomic_save(out / f"study_{name}.json", lambda path: path.write_text(content, encoding="utf-8"))
     atomic_save(page, lambda path: path.write_text(text, encoding="utf-8"))
     atomic_save(out / "images" / f"study_{name}.png", lambda path: figure.savefig(path, dpi=110))

@@ -83,7 +83,7 @@ class Material:
     """What all variants are trained on and with.
 
     Args:
-        library: trained LoRAs first, then predicted ones.
+        loras: trained LoRAs first, then predicted ones.
         trained: how many of them were trained.
         lae: trained on all of them.
         pool: photos of the library's people and more.
@@ -92,7 +92,7 @@ class Material:
         image_encoder: for the width of its features.
     """
 
-    library: Library
+    loras: Library
     trained: int
     lae: TrainedLae
     pool: PhotoPool
@@ -103,24 +103,24 @@ class Material:
     @property
     def whole(self) -> int:
         """Predicted LoRAs that the whole library trains on."""
-        return split_library(len(self.library.people), self.lae.held_out)[0].stop - self.trained
+        return split_library(len(self.loras.people), self.lae.held_out)[0].stop - self.trained
 
     def data(self, variant: Variant) -> Data:
         """The rows of a variant; the held-out ones are the same for all."""
-        training, held_out = split_library(len(self.library.people), self.lae.held_out)
+        training, held_out = split_library(len(self.loras.people), self.lae.held_out)
         chosen = torch.arange(training.stop)  # (n,)
         if variant.people is not None:
             chosen = torch.arange(self.trained, self.trained + variant.people)
         rows = torch.cat([chosen, torch.arange(held_out.start, held_out.stop)])
         return Data(
-            self.library.flat[rows],
-            self.library.people[rows],
+            self.loras.flat[rows],
+            self.loras.people[rows],
             slice(0, len(chosen)),
             slice(len(chosen), len(rows)),
             variant.features(self.pool),
             variant.features(self.validation),
             self.base,
-            self.library.shared_down,
+            self.loras.shared_down,
         )
 
 
@@ -157,7 +157,7 @@ def train_variant(
         diffusion=DiffusionConfig(prediction=variant.prediction),
     )
     facts = {"variant": asdict(variant) | {"sections": None}, "training": asdict(config)}
-    open_run(own, {**facts, "library": len(material.library.people), "base": material.base.fingerprint})
+    open_run(own, {**facts, "library": len(material.loras.people), "base": material.base.fingerprint})
     torch.manual_seed(config.seed)
     networks = LoraHypernetwork(material.lae.layout, sizes)
     networks.lae.load_state_dict(material.lae.lae.state_dict())

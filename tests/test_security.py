@@ -16,6 +16,7 @@ PACKAGE = ("difflora", "locales", "nodes", "web", "workflows")
 # They start processes and mean it: ComfyUI, workers, a script as a user types it. None of them is published.
 STARTS_PROCESSES = {
     "tests/nodes/host_server.py",
+    "tests/studies/test_scripts.py",
     "tests/studies/test_transformer.py",
     "tests/test_layering.py",
     "tests/training/test_scripts.py",

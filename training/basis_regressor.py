@@ -21,6 +21,7 @@ from difflora.errors import CheckpointError
 from difflora.features import IdentityFeatures, pad_photos
 from difflora.files import load_safetensors, save_safetensors
 from difflora.layout import LoraLayout
+from training.lora_library import MakesLoras, check_same_loras
 
 DOWN_PREFIX = "shared_down."
 
@@ -158,3 +159,19 @@ def load_regressor(
     regressor.load_state_dict(tensors)
     shared_down = {name.removeprefix(DOWN_PREFIX): down for name, down in downs.items()}
     return regressor.train(False).requires_grad_(False), shared_down, metadata["base_model_fingerprint"]
+
+
+def open_regressor(path: Path, expected: MakesLoras, base_fingerprint: str) -> BasisRegressor:
+    """The regressor of a file, checked against whose LoRAs it is to make and for which base model.
+
+    Raises:
+        CheckpointError: it makes other LoRAs, or was trained for another base model.
+    """
+    regressor, shared_down, made_for = load_regressor(path)
+    advice = "train one with training.train_regressor on the same library"
+    check_same_loras(f"the regressor {path}", regressor.layout, shared_down, expected, advice)
+    if made_for != base_fingerprint:
+        raise CheckpointError(
+            f"the regressor {path} was made for the base model {made_for}, not {base_fingerprint}: {advice}"
+        )
+    return regressor

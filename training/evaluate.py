@@ -39,6 +39,7 @@ from difflora.model import EMBEDDED_CHECKPOINT, DiffLoRA
 from difflora.synthetic import world
 from difflora.synthetic.judge import Judge
 from difflora.synthetic.people import sample_people
+from training.basis_regressor import open_regressor
 from training.common import machine, read_config, read_metrics, say
 from training.evaluation_cost import measure_in_a_process
 from training.evaluation_people import Panel, face_models, first_photos, photograph, prompt_scenes
@@ -51,7 +52,6 @@ from training.evaluation_rows import (
     check_same_library,
     library_features,
     loras_of,
-    open_regressor,
     ridge_name,
 )
 from training.evaluation_scores import Measurement, choose_strength, summarise
@@ -157,7 +157,9 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
     check_same_library(library, model)
     counts = {"validation": options.validation_people, "test": options.people}
     trained = trained_rows(model, options.loras, counts)
-    regressor = None if options.regressor is None else open_regressor(options.regressor, model, base)
+    regressor = (
+        None if options.regressor is None else open_regressor(options.regressor, model, base.fingerprint)
+    )
     say(f"controls from {len(library.people)} LoRAs")
     features, valid = cached_library_features(model, library.people.tolist(), options.run, digest_of(*faces))
     controls = Controls(library, features, valid, model.checkpoint.networks.config.mif.face_width)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -25,11 +24,10 @@ from difflora.controls import (
 )
 from difflora.errors import CheckpointError
 from difflora.features import IdentityFeatures
-from difflora.layout import LoraLayout, SharedDown
 from difflora.model import DiffLoRA
 from difflora.photos import as_arrays
 from difflora.refinement import RefinementConfig, refine_latents
-from training.basis_regressor import BasisRegressor, load_regressor
+from training.basis_regressor import BasisRegressor
 from training.evaluation_people import (
     NUM_PHOTOS,
     Panel,
@@ -38,7 +36,7 @@ from training.evaluation_people import (
     first_photos,
     photos_of,
 )
-from training.lora_library import Library
+from training.lora_library import Library, check_same_loras
 from training.photo_pool import photo_features
 
 REGULARISERS = (0.01, 0.1, 1.0)
@@ -233,37 +231,3 @@ def check_same_library(library: Library, model: DiffLoRA) -> None:
     check_same_loras(
         "the library", library.layout, library.shared_down, model, "give the checkpoint's library (--library)"
     )
-
-
-def open_regressor(path: Path, model: DiffLoRA, base: BaseModel) -> BasisRegressor:
-    """The end-to-end regressor of a file, checked against the model and the base model.
-
-    Raises:
-        CheckpointError: it makes other LoRAs, or was trained for another base model.
-    """
-    regressor, shared_down, made_for = load_regressor(path)
-    advice = "train one with training.train_regressor on the checkpoint's library"
-    check_same_loras("the regressor", regressor.layout, shared_down, model, advice)
-    if made_for != base.fingerprint:
-        raise CheckpointError(
-            f"the regressor was made for the base model {made_for}, not {base.fingerprint}: {advice}"
-        )
-    return regressor
-
-
-def check_same_loras(
-    what: str, layout: LoraLayout, shared_down: SharedDown, model: DiffLoRA, advice: str
-) -> None:
-    """Refuse LoRAs of another layout or with another `lora_down` than the model's.
-
-    Raises:
-        CheckpointError: says what differs.
-    """
-    if layout.fingerprint != model.layout.fingerprint:
-        raise CheckpointError(
-            f"{what} has the layout {layout.fingerprint}, not {model.layout.fingerprint}: {advice}"
-        )
-    own = model.shared_down or {}
-    for name, down in shared_down.items():
-        if not torch.allclose(own[name].cpu(), down.cpu(), atol=1e-5):
-            raise CheckpointError(f"{what}'s lora_down is not the checkpoint's: {advice}")

@@ -9,16 +9,17 @@ Letters: B people of a shard, N people of a library, R rank, P parameters of one
 """
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from difflora.errors import CheckpointError, DiffLoRAError
 from difflora.files import load_safetensors
-from difflora.layout import LoraLayout, check_shapes
+from difflora.layout import LoraLayout, SharedDown, check_shapes
 from difflora.lora_training import AUTOCAST_DTYPES, LoraTrainingConfig
 from training.base_presets import TARGETS
 from training.common import read_config
@@ -147,7 +148,7 @@ class Library:
     """
 
     layout: LoraLayout
-    shared_down: Mapping[str, Tensor]
+    shared_down: SharedDown
     flat: Tensor | MappedWeights
     people: Tensor
 
@@ -209,6 +210,36 @@ def load_library(folder: str | Path, split: str = "train", mapped: bool = False)
         return Library(layout, shared_down, flat, people)
     whole = torch.cat([shard["flat_weights"].float() for shard in shards])  # (N, P)
     return Library(layout, shared_down, whole, people)
+
+
+class MakesLoras(Protocol):
+    """What says which LoRAs it holds or makes: a library, a `DiffLoRA`."""
+
+    @property
+    def layout(self) -> LoraLayout:
+        """Of every LoRA."""
+
+    @property
+    def shared_down(self) -> SharedDown | None:
+        """Module -> lora_down, none if every LoRA has its own."""
+
+
+def check_same_loras(
+    what: str, layout: LoraLayout, shared_down: SharedDown, expected: MakesLoras, advice: str
+) -> None:
+    """Refuse LoRAs of another layout or with another `lora_down` than expected.
+
+    Raises:
+        CheckpointError: says what differs.
+    """
+    if layout.fingerprint != expected.layout.fingerprint:
+        raise CheckpointError(
+            f"{what} has the layout {layout.fingerprint}, not {expected.layout.fingerprint}: {advice}"
+        )
+    own = expected.shared_down or {}
+    for name, down in shared_down.items():
+        if not torch.allclose(own[name].cpu(), down.cpu(), atol=1e-5):
+            raise CheckpointError(f"{what} has another lora_down: {advice}")
 
 
 def library_option(parser: argparse.ArgumentParser, default: str) -> None:

@@ -101,7 +101,7 @@ class DitTrainingConfig:
 class RegressorTrainingConfig:
     """How the end-to-end regressor (a control) is trained; names as in `DitTrainingConfig`.
 
-    The number of pictures is that of the DiT's image stage: as many steps, people and pictures of each.
+    A step sees as many people and pictures as one of the DiT's image stage: equal steps are equal data.
 
     Args:
         num_steps: optimiser steps at most.

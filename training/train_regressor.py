@@ -1,8 +1,8 @@
 """Train the end-to-end regressor, a control: `python -m training.train_regressor --library runs/loras`.
 
 Features of photos -> coefficients of bases -> `lora_up` of all modules, trained with the base model's loss
-on pictures of rendered people, as many as the DiT's image stage sees. No latent, no diffusion. The library
-gives the shared `lora_down` and, unless `--start scratch`, the place to start from.
+on pictures of rendered people. No latent, no diffusion. The library gives the shared `lora_down` and, unless
+`--start scratch`, the place to start from.
 Resumable: started again with the same settings, it goes on where it stopped.
 Letters: B rows, N reference photos, K pictures, C feature width, Q bases, P parameters of one LoRA.
 """

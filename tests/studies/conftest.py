@@ -38,7 +38,7 @@ def drawing_base(one_block_base):
     denoiser.config = SimpleNamespace(in_channels=8, sample_size=4)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        autoencoder = PatchAutoencoder(latent_channels=8, patch_size=2).eval()
+        autoencoder = PatchAutoencoder(latent_channels=8, patch_size=2).train(False)
     alphas = one_block_base.alphas_cumprod
     return DrawingBase("one-block", denoiser, torch.nn.Identity(), None, autoencoder, alphas, "sample")
 

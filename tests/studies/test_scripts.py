@@ -6,7 +6,7 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("script", ["library", "autoencoder"])
+@pytest.mark.parametrize("script", ["learnability", "autoencoder"])
 def test_a_study_runs_as_a_file(script, repository):
     run = subprocess.run(
         [sys.executable, f"studies/{script}.py", "--help"], capture_output=True, text=True, cwd=repository

@@ -62,7 +62,7 @@ def test_fewer_people_are_predicted_ones_and_the_held_out_stay_the_same(material
     few = material.data(replace(BY_NAME["people_64"], people=5))
     assert material.whole == 26 and whole.training == slice(0, 36)  # 40 rows, the last tenth held out
     assert few.training == slice(0, 5) and few.people[:5].tolist() == [0, 1, 2, 3, 4]
-    assert torch.equal(few.flat[:5], material.library.flat[TRAINED : TRAINED + 5])
+    assert torch.equal(few.flat[:5], material.loras.flat[TRAINED : TRAINED + 5])
     assert torch.equal(few.flat[few.held_out], whole.flat[whole.held_out])
     assert few.people[few.held_out].tolist() == [26, 27, 28, 29]
 

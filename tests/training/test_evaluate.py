@@ -16,10 +16,10 @@ from training.basis_regressor import (
     BasisRegressor,
     BasisRegressorConfig,
     load_regressor,
+    open_regressor,
     save_regressor,
 )
 from training.evaluation_report import LABELS
-from training.evaluation_rows import open_regressor
 from training.lora_library import SHARED_DOWN_NAME
 
 SIZE = "--people 2 --validation-people 2 --prompts 2 --picture-steps 1 --strengths 1".split()
@@ -55,12 +55,12 @@ def test_a_regressor_of_another_base_model_is_refused(regressor):
     model = DiffLoRA.load()
     other = SimpleNamespace(fingerprint="0123")
     with pytest.raises(CheckpointError, match="not 0123: train one"):
-        open_regressor(regressor, model, other)
+        open_regressor(regressor, model, other.fingerprint)
     made, shared_down, base = load_regressor(regressor)
     moved = {name: down + 0.1 for name, down in shared_down.items()}
     save_regressor(regressor, made, moved, base)
     with pytest.raises(CheckpointError, match="lora_down"):
-        open_regressor(regressor, model, SimpleNamespace(fingerprint=base))
+        open_regressor(regressor, model, base)
 
 
 def test_evaluation_writes_its_report_and_measures_nothing_twice(library, regressor, tmp_path):

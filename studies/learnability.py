@@ -1,4 +1,4 @@
-"""How learnable is a library of LoRAs, and which setting makes it so: `python -m studies.library`.
+"""How learnable is a library of LoRAs, and which setting makes it so: `python -m studies.learnability`.
 
 Twins: the same people trained again with other luck. How much of a LoRA is the person?
 Settings: `lora_down` shared or not, rank, targets, steps. For each: how alike the trained LoRAs of held-out
@@ -110,8 +110,8 @@ def make(base: BaseModel, name: str, options: argparse.Namespace) -> Path:
     """The folder of a setting's library, made where it is missing; the default one may start as a copy."""
     name = "default" if SETTINGS[name].gauge else name
     folder = options.run / name
-    if name == "default" and options.library and not folder.exists():
-        shutil.copytree(options.library, folder, ignore=shutil.ignore_patterns("test"))
+    if name == "default" and options.loras and not folder.exists():
+        shutil.copytree(options.loras, folder, ignore=shutil.ignore_patterns("test"))
     make_library(base, SETTINGS[name], folder, {"train": options.people, "validation": options.held_out}, 0)
     return folder
 
@@ -255,11 +255,13 @@ def person_rows(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Arguments, libraries, pictures, report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    study_options(parser, "library")
+    study_options(parser, "learnability")
     parser.add_argument("--people", type=int, default=32, help="people of each library")
     parser.add_argument("--twins", type=int, default=8, help="people who are trained again")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--library", type=Path, help="default library that make_loras made: copied")
+    parser.add_argument(
+        "--library", dest="loras", type=Path, help="default library that make_loras made: copied"
+    )
     parser.add_argument("--base", type=Path, default=world.BASE_MODEL, help="diffusers pipeline folder")
     options = parser.parse_args(arguments)
     if not 2 <= options.twins <= options.people:
@@ -287,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         row |= {key: interval(row[key]) for key in ("trained", "trained_stronger", "predicted")}
         report["settings"][name] = row
         # a library takes minutes: what is known is written before the next one
-        write_study(options.out, "library", report, tables(report), draw_plot(report))
+        write_study(options.out, "learnability", report, tables(report), draw_plot(report))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 import torch
 
 from difflora.layout import LoraLayout, ModuleSpec
+from studies.learnability import draw_plot, predict, shares, tables
 from studies.libraries import Loras
-from studies.library import draw_plot, predict, shares, tables
 
 LAYOUT = LoraLayout((ModuleSpec("a", 8, 30), ModuleSpec("b", 8, 60)), rank=2, alpha=2.0)
 
