@@ -16,8 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .controls import PrincipalComponents
 from .errors import DiffLoRAError, LayoutError
 from .layout import LoraLayout
+from .linear_path import LinearPath
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class LaeConfig:
         width: channels of the convolutions (D).
         stages: strided convolutions on the way down to latent_tokens, >= 1.
         blocks_per_stage: residual blocks behind each of them.
+        linear_rank: of the linear path beside the convolutions, at most S x C; 0 for none, as in the paper.
         weight_preserving: lambda of the weight-preserving loss; 0 is plain reconstruction.
         weight_cap: upper end of a weight in that loss.
     """
@@ -46,6 +49,7 @@ class LaeConfig:
     width: int = 128
     stages: int = 2
     blocks_per_stage: int = 1
+    linear_rank: int = 0
     weight_preserving: float = 1.0
     weight_cap: float = 5.0
 
@@ -54,6 +58,11 @@ class LaeConfig:
         for name in ("latent_tokens", "latent_channels", "token_size", "token_width", "width", "stages"):
             if getattr(self, name) < 1:
                 raise DiffLoRAError(f"LaeConfig.{name} is {getattr(self, name)}: it must be at least 1")
+        if not 0 <= self.linear_rank <= self.latent_tokens * self.latent_channels:
+            raise DiffLoRAError(
+                f"LaeConfig.linear_rank is {self.linear_rank}: it must be from 0 to the "
+                f"{self.latent_tokens * self.latent_channels} numbers of the latent"
+            )
 
 
 def token_index(layout: LoraLayout, token_size: int) -> Tensor:
@@ -200,6 +209,37 @@ class LoraAutoencoder(nn.Module):
         self.to_latent = nn.Linear(width, config.latent_channels)
         self.from_latent = nn.Linear(config.latent_channels, width)
         self.latent_position = nn.Parameter(torch.randn(config.latent_tokens, width) * 0.02)
+        sizes = (self.num_tokens, config.token_width), (config.latent_tokens, config.latent_channels)
+        self.linear_path = LinearPath(*sizes, config.linear_rank) if config.linear_rank else None
+
+    @torch.no_grad()
+    def start_from_components(self, flat_weights: Tensor) -> None:
+        """Become the principal component analysis of a library; see `linear_path`.
+
+        The maps of the tokens become the components of each token, the linear path those of all tokens
+        together, and the convolutions add nothing yet.
+
+        Args:
+            flat_weights: (n, P) normalised, n > 1.
+
+        Raises:
+            DiffLoRAError: there is no linear path.
+        """
+        if self.linear_path is None:
+            raise DiffLoRAError("this autoencoder has no linear path: give LaeConfig a linear_rank")
+        into, out_of = self.weights_to_tokens, self.tokens_to_weights
+        tokens = nn.functional.pad(flat_weights, (0, 1))[:, into.index].transpose(0, 1)  # (T, n, L)
+        _, directions = torch.linalg.eigh(tokens.mT @ tokens)  # (T, L, L), most important last
+        width = min(self.config.token_width, directions.shape[-1])  # W, unless a token is shorter
+        directions = directions.flip(-1)[..., :width]  # (T, L, W)
+        silent = (into.position, out_of.bias, *self.up[-1].parameters(), *self.to_latent.parameters())
+        for parameter in (into.maps, out_of.maps, *silent):
+            parameter.zero_()
+        into.maps[..., :width] = directions
+        out_of.maps[:, :width] = directions.mT
+        coordinates = into(flat_weights).flatten(1)  # (n, T * W)
+        count = min(self.config.linear_rank, len(flat_weights) - 1)
+        self.linear_path.start_from(PrincipalComponents.fit(coordinates, count))
 
     def encode(self, flat_weights: Tensor) -> Tensor:
         """Compress.
@@ -218,10 +258,11 @@ class LoraAutoencoder(nn.Module):
                 f"the LoRA has {flat_weights.shape[-1]} numbers, this autoencoder was built "
                 f"for {self.num_parameters}: use LoRAs of the base model and rank that it was trained on"
             )
-        x = self.weights_to_tokens(flat_weights)  # (B, T, W)
-        x = torch.nn.functional.pad(x, (0, 0, 0, self.padded_tokens - self.num_tokens))  # (B, T', W)
+        tokens = self.weights_to_tokens(flat_weights)  # (B, T, W)
+        x = torch.nn.functional.pad(tokens, (0, 0, 0, self.padded_tokens - self.num_tokens))  # (B, T', W)
         x = self.down(x.transpose(1, 2))  # (B, D, S)
-        return self.to_latent(x.transpose(1, 2))  # (B, S, C)
+        latent = self.to_latent(x.transpose(1, 2))  # (B, S, C)
+        return latent if self.linear_path is None else latent + self.linear_path.encode(tokens)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Expand.
@@ -234,11 +275,16 @@ class LoraAutoencoder(nn.Module):
         """
         x = self.from_latent(latent) + self.latent_position  # (B, S, D)
         x = self.up(x.transpose(1, 2))  # (B, W, T')
-        return self.tokens_to_weights(x.transpose(1, 2)[:, : self.num_tokens])  # (B, P)
+        tokens = x.transpose(1, 2)[:, : self.num_tokens]  # (B, T, W)
+        if self.linear_path is not None:
+            tokens = tokens + self.linear_path.decode(latent)
+        return self.tokens_to_weights(tokens)  # (B, P)
 
     def decoder_parameters(self) -> list[nn.Parameter]:
         """Everything `decode` uses, for training it further while the encoder is frozen."""
-        modules = (self.from_latent, self.up, self.tokens_to_weights)
+        modules = [self.from_latent, self.up, self.tokens_to_weights]
+        if self.linear_path is not None:
+            modules += [self.linear_path.from_latent, self.linear_path.expand]
         return [self.latent_position, *(parameter for module in modules for parameter in module.parameters())]
 
 

@@ -67,28 +67,28 @@ class DiffusionConfig:
         return torch.sigmoid(logsnr).sqrt(), torch.sigmoid(-logsnr).sqrt()
 
 
-def _like(values: Tensor, x: Tensor) -> Tensor:
+def like(values: Tensor, x: Tensor) -> Tensor:
     """(B,) -> (B, 1, ..., 1) with as many axes as x."""
     return values.to(x.dtype).reshape(-1, *([1] * (x.ndim - 1)))
 
 
 def q_sample(x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """x_t = alpha x_0 + sigma noise: (B, ...) each, alpha and sigma (B,)."""
-    return _like(alpha, x0) * x0 + _like(sigma, x0) * noise
+    return like(alpha, x0) * x0 + like(sigma, x0) * noise
 
 
 def to_x0(output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, prediction: str) -> Tensor:
     """Read the network's output as x_0; for v: x_0 = alpha x_t - sigma v (2202.00512, appendix D)."""
     if prediction == "x0":
         return output
-    return _like(alpha, x_t) * x_t - _like(sigma, x_t) * output
+    return like(alpha, x_t) * x_t - like(sigma, x_t) * output
 
 
 def from_x0(x0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, prediction: str) -> Tensor:
     """What the network should put out for this x_0; the inverse of `to_x0` where sigma > 0."""
     if prediction == "x0":
         return x0
-    return (_like(alpha, x_t) * x_t - x0) / _like(sigma, x_t)
+    return (like(alpha, x_t) * x_t - x0) / like(sigma, x_t)
 
 
 def loss_weight(alpha: Tensor, sigma: Tensor, snr_cap: float) -> Tensor:
@@ -127,7 +127,7 @@ def ddim_step(x_t: Tensor, x0: Tensor, now: tuple[Tensor, Tensor], then: tuple[T
     Returns:
         (B, ...) at the next time.
     """
-    noise = (x_t - _like(now[0], x_t) * x0) / _like(now[1], x_t)  # (B, ...)
+    noise = (x_t - like(now[0], x_t) * x0) / like(now[1], x_t)  # (B, ...)
     return q_sample(x0, noise, *then)  # (B, ...)
 
 

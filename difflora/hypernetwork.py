@@ -9,7 +9,7 @@ Letters: B identities, N photos, T latent tokens, C latent channels, P parameter
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from .autoencoder import LaeConfig, LoraAutoencoder
 from .diffusion import DiffusionConfig, Progress
 from .errors import DiffLoRAError
 from .layout import LoraLayout
+from .linear_prior import LinearPrior
 from .mixing import Condition, MifConfig, MixedImageFeatures
 from .normalisation import ROWS_AT_ONCE, LoraNormalisation, WeightRows
 from .transformer import DiffusionTransformer, DitConfig
@@ -28,12 +29,21 @@ MIN_LATENT_STD = 1e-3  # a latent number that never varies is left unscaled
 
 @dataclass(frozen=True)
 class HypernetworkConfig:
-    """Sizes of all parts; saved in the checkpoint."""
+    """Sizes of all parts; saved in the checkpoint.
+
+    Args:
+        lae: of the autoencoder.
+        mif: of the mixing block.
+        dit: of the transformer.
+        diffusion: schedule and prediction.
+        linear_prior: the transformer corrects a linear guess (`linear_prior`) instead of guessing alone.
+    """
 
     lae: LaeConfig = field(default_factory=LaeConfig)
     mif: MifConfig = field(default_factory=MifConfig)
     dit: DitConfig = field(default_factory=DitConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    linear_prior: bool = False
 
     def __post_init__(self) -> None:
         """Refuse parts that do not fit each other."""
@@ -52,6 +62,8 @@ class HypernetworkConfig:
             raise DiffLoRAError(
                 f"the DiT's condition_width {self.dit.condition_width} is not MIF's width {self.mif.width}"
             )
+        if self.linear_prior and self.diffusion.prediction != "x0":
+            raise DiffLoRAError("a linear prior needs the prediction x0: choose it, or train without prior")
 
 
 class LoraHypernetwork(nn.Module):
@@ -65,6 +77,8 @@ class LoraHypernetwork(nn.Module):
         self.mif = MixedImageFeatures(config.mif)
         self.dit = DiffusionTransformer(config.dit)
         shape = (config.lae.latent_tokens, config.lae.latent_channels)
+        features = config.mif.face_width + config.mif.image_width
+        self.prior = LinearPrior(features, shape) if config.linear_prior else None
         self.register_buffer("latent_mean", torch.zeros(shape))  # (T, C)
         self.register_buffer("latent_std", torch.ones(shape))  # (T, C)
         self.register_buffer("weight_mean", torch.zeros(layout.num_parameters))  # (P,)
@@ -126,13 +140,17 @@ class LoraHypernetwork(nn.Module):
         return self.normalisation.denormalise(self.lae.decode(latent.to(self.dtype)).float())
 
     def condition(self, face: Tensor, image: Tensor, mask: Tensor) -> Condition:
-        """MIF: face (B, N, 512), image (B, N, C), mask (B, N) -> condition."""
-        return self.mif(face.to(self.dtype), image.to(self.dtype), mask)
+        """MIF and prior: face (B, N, 512), image (B, N, C), mask (B, N) -> condition."""
+        mixed = self.mif(face.to(self.dtype), image.to(self.dtype), mask)
+        return mixed if self.prior is None else replace(mixed, prior=self.prior(face, image, mask))
 
     def predict_x0(self, latent: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """The clean latent that the DiT expects: (B, T, C), (B,), condition -> (B, T, C)."""
         alpha, sigma = self.config.diffusion.alpha_sigma(time)  # (B,) each
         output = self.dit(latent.to(self.dtype), time, condition).float()  # (B, T, C)
+        if condition.prior is not None:
+            guess = condition.prior.posterior(latent, alpha, sigma)  # (B, T, C) twice
+            return guess.mean + guess.deviation * output
         return diffusion.to_x0(output, latent, alpha, sigma, self.config.diffusion.prediction)
 
     def predict_guided(
@@ -153,9 +171,7 @@ class LoraHypernetwork(nn.Module):
             return self.predict_x0(latent, time, condition)
         batch = len(latent)
         null = self.null_condition(batch)
-        both = Condition(
-            torch.cat([condition.vector, null.vector]), torch.cat([condition.tokens, null.tokens])
-        )
+        both = condition.joined(null)
         told, untold = self.predict_x0(latent.repeat(2, 1, 1), time.repeat(2), both).chunk(
             2
         )  # (B, T, C) each

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from .errors import DiffLoRAError
+from .linear_prior import LatentPrior
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,23 @@ class MifConfig:
 
 @dataclass(frozen=True)
 class Condition:
-    """What the transformer is told: vector (B, D) for adaLN, tokens (B, S, D) for cross-attention."""
+    """What the transformer is told: vector (B, D) for adaLN, tokens (B, S, D) for cross-attention.
+
+    `prior` is what a linear map says about the latent, if the model has one; see `linear_prior`.
+    """
 
     vector: Tensor
     tokens: Tensor
+    prior: LatentPrior | None = None
+
+    def joined(self, other: Condition) -> Condition:
+        """The rows of both, those of the other behind."""
+        prior = None
+        if self.prior is not None and other.prior is not None:
+            prior = LatentPrior(*(torch.cat(pair) for pair in zip(self.prior, other.prior, strict=True)))
+        return Condition(
+            torch.cat([self.vector, other.vector]), torch.cat([self.tokens, other.tokens]), prior
+        )
 
 
 class Expert(nn.Module):

@@ -82,6 +82,14 @@ class PhotoPool:
         return latents.float(), prompts.float()
 
 
+def pool_photos(pool: PhotoPool, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Features of all photos with a face: (m, C) of people, and (m,) whose, as a number within `rows`."""
+    rows = torch.arange(len(pool)) if rows is None else rows
+    both = torch.cat([pool.face[rows], pool.image[rows]], dim=-1).float()  # (n, F, C)
+    person, _ = pool.valid[rows].nonzero(as_tuple=True)  # (m,)
+    return both[pool.valid[rows]], person
+
+
 def choose_photos(
     valid: Tensor, max_photos: int, num_pictures: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:

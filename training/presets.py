@@ -91,9 +91,12 @@ class Preset:
 
 
 SYNTHETIC = HypernetworkConfig(
-    LaeConfig(latent_tokens=16, latent_channels=16, token_size=512, token_width=32, width=128),
+    LaeConfig(
+        latent_tokens=16, latent_channels=16, token_size=512, token_width=32, width=128, linear_rank=256
+    ),
     MifConfig(width=128),
     DitConfig(latent_tokens=16, latent_channels=16, condition_width=128, width=128, depth=4),
+    linear_prior=True,
 )
 
 WEIGHT_SPACE: dict[
@@ -121,9 +124,12 @@ PRESETS = {
     # a few seconds: for tests and for trying out the commands
     "tiny": Preset(
         HypernetworkConfig(
-            LaeConfig(latent_tokens=4, latent_channels=8, token_size=256, token_width=8, width=32),
+            LaeConfig(
+                latent_tokens=4, latent_channels=8, token_size=256, token_width=8, width=32, linear_rank=16
+            ),
             MifConfig(width=32, heads=2),
             DitConfig(latent_tokens=4, latent_channels=8, condition_width=32, width=32, depth=1, heads=2),
+            linear_prior=True,
         ),
         LaeTrainingConfig(num_steps=20, batch_size=8, warmup=5),
         DitTrainingConfig(

@@ -14,6 +14,7 @@ if not __package__:  # run as a file: the repository root takes the place of thi
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
+from torch import Tensor
 
 from difflora.base_model import BaseModel
 from difflora.base_sketch import sketch_base
@@ -22,6 +23,7 @@ from difflora.diffusion import DiffusionConfig
 from difflora.errors import CheckpointError
 from difflora.features import FaceAnalyzer, ImageEncoder
 from difflora.hypernetwork import LoraHypernetwork
+from difflora.linear_prior import LinearPrior
 from training.common import (
     MetricsWriter,
     load_state,
@@ -36,7 +38,7 @@ from training.common import (
 from training.dit_losses import Data, image_loss, latent_loss, measure
 from training.lora_library import library_option, load_library
 from training.optimising import Average, rate_at
-from training.photo_pool import ScatteredPeople, build_pool
+from training.photo_pool import ScatteredPeople, build_pool, pool_photos
 from training.pictures import PhotoFolders, SomePeople
 from training.presets import (
     PRESETS,
@@ -52,6 +54,17 @@ from training.recommending import recommend
 from training.train_lae import TrainedLae, first_rows, split_library
 
 SAVE_EVERY = 250
+PRIOR_REGULARISER = 0.01
+"""Of the ridge regression that the linear prior starts as; what validation people chose for the control."""
+
+
+def fit_prior(prior: LinearPrior, latents: Tensor, data: Data) -> None:
+    """Ridge regression from single photos to latents (n, T, C) of the training rows."""
+    parts = []
+    for rows in (data.training, data.held_out):
+        photos, person = pool_photos(data.pool, data.people[rows])  # (m, F), (m,)
+        parts.append((photos, latents[rows][person]))  # (m, F), (m, T, C)
+    prior.fit(*parts[0], parts[1], data.pool.face.shape[-1], PRIOR_REGULARISER)
 
 
 def train(
@@ -75,7 +88,12 @@ def train(
         data.flat
     )  # (n, T, C); the statistics are those of all LoRAs, no labels involved
     library_row, candidates = data.pool_to_library(), data.image_people()  # (M,), (M',)
+    state_path = folder / "state.safetensors"
     trained = [*networks.mif.parameters(), *networks.dit.parameters()]
+    if networks.prior is not None:
+        trained += networks.prior.parameters()
+        if networks.prior.is_untrained and not state_path.is_file():
+            fit_prior(networks.prior, latents, data)
     decoder = (
         networks.lae.decoder_parameters() if config.image_loss_weight and config.decoder_learning_rate else []
     )
@@ -85,7 +103,7 @@ def train(
     average = Average(networks, config.ema_decay)
     groups = [{"params": part} for part in (trained, decoder) if part]
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=config.weight_decay)
-    start, state_path = 0, folder / "state.safetensors"
+    start = 0
     if state_path.is_file():
         state = load_state(state_path)
         networks.load_state_dict(state["networks"])

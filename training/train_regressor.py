@@ -42,7 +42,7 @@ from training.common import (
 from training.dit_losses import image_gain, noisy_features
 from training.lora_library import Library, library_option, load_library
 from training.optimising import Average, rate_at
-from training.photo_pool import PhotoPool, ScatteredPeople, build_pool, choose_photos
+from training.photo_pool import PhotoPool, ScatteredPeople, build_pool, choose_photos, pool_photos
 from training.presets import Drawing, apply_options, config_options
 from training.settings import RegressorTrainingConfig
 
@@ -60,14 +60,6 @@ class RegressorData:
     validation: PhotoPool
     base: BaseModel
     shared_down: SharedDown
-
-
-def pool_photos(pool: PhotoPool, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Features of all photos with a face: (m, C) of people, and (m,) whose, as a number within `rows`."""
-    rows = torch.arange(len(pool)) if rows is None else rows
-    both = torch.cat([pool.face[rows], pool.image[rows]], dim=-1).float()  # (n, F, C)
-    person, _ = pool.valid[rows].nonzero(as_tuple=True)  # (m,)
-    return both[pool.valid[rows]], person
 
 
 def start_from_ridge(regressor: BasisRegressor, library: Library, pool: PhotoPool) -> None:

@@ -1,0 +1,67 @@
+"""The LAE's linear path starts as principal component analysis, and distances survive it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from difflora.autoencoder import LoraAutoencoder, explained_variance
+from difflora.controls import PrincipalComponents
+from difflora.errors import DiffLoRAError
+from tests.difflora.test_autoencoder import CONFIG, LAYOUT
+
+RANK = 12
+PATH = replace(CONFIG, token_width=16, linear_rank=RANK)
+"""Tokens as wide as they are long: nothing is lost before the path."""
+
+
+@pytest.fixture
+def library() -> torch.Tensor:
+    torch.manual_seed(0)
+    sizes = torch.linspace(3, 0.1, 40)
+    return torch.randn(60, 40) * sizes @ torch.randn(40, LAYOUT.num_parameters) / 40**0.5 + 1.0
+
+
+def test_it_starts_as_principal_component_analysis(library: torch.Tensor) -> None:
+    lae = LoraAutoencoder(LAYOUT, PATH)
+    lae.start_from_components(library)
+    components = PrincipalComponents.fit(library, RANK)
+    expected = components.mean + components.project(library) @ components.basis
+    with torch.no_grad():
+        decoded = lae.decode(lae.encode(library))
+    torch.testing.assert_close(decoded, expected, rtol=0, atol=1e-3)
+    assert explained_variance(decoded, library) < 0.999  # or any map would pass
+
+
+def test_distances_between_latents_are_those_between_reconstructions(library: torch.Tensor) -> None:
+    lae = LoraAutoencoder(LAYOUT, PATH)
+    lae.start_from_components(library)
+    with torch.no_grad():
+        latent = lae.encode(library)
+        decoded = lae.decode(latent)
+    torch.testing.assert_close(
+        torch.cdist(latent.flatten(1), latent.flatten(1)), torch.cdist(decoded, decoded), rtol=0, atol=2e-2
+    )
+    spread = latent.flatten(1).std(dim=0)
+    assert spread.max() < 5 * spread.min()  # the rotation: no number of the latent has all of the variance
+
+
+def test_few_loras_leave_the_rest_of_the_path_unused(library: torch.Tensor) -> None:
+    lae = LoraAutoencoder(LAYOUT, PATH)
+    lae.start_from_components(library[:4])
+    with torch.no_grad():
+        decoded = lae.decode(lae.encode(library[:4]))
+    torch.testing.assert_close(decoded, library[:4], rtol=0, atol=1e-3)  # four points span three directions
+    assert lae.linear_path is not None and not lae.linear_path.compress.weight[3:].any()
+
+
+def test_decoder_parameters_hold_the_way_back_only() -> None:
+    lae = LoraAutoencoder(LAYOUT, PATH)
+    lae.decode(torch.randn(2, 3, 4)).square().sum().backward()
+    used = {id(parameter) for parameter in lae.parameters() if parameter.grad is not None}
+    assert used == {id(parameter) for parameter in lae.decoder_parameters()}
+
+
+def test_a_rank_beyond_the_latent_is_refused() -> None:
+    with pytest.raises(DiffLoRAError, match="linear_rank is 13: it must be from 0 to the 12"):
+        replace(CONFIG, linear_rank=13)
