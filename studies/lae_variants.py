@@ -103,12 +103,14 @@ class Variant:
         return self.lae.latent_tokens * self.lae.latent_channels
 
 
-LATENT_1024 = replace(LAE, latent_tokens=32, latent_channels=32)
-LATENT_2048 = replace(LAE, latent_tokens=32, latent_channels=64)
+CONVOLUTIONS = replace(LAE, linear_rank=0)
+LATENT_1024 = replace(LAE, latent_tokens=32, latent_channels=32, linear_rank=1024)
+LATENT_2048 = replace(LAE, latent_tokens=32, latent_channels=64, linear_rank=2048)
 VARIANTS = {
     "default": Variant("default"),
+    "convolutions": Variant("convolutions only, as in the paper", CONVOLUTIONS),
     "lambda_0": Variant("no weight-preserving loss (lambda 0)", replace(LAE, weight_preserving=0.0)),
-    "flat_convolution": Variant("convolutions over the flat vector", network=FlatConvolution),
+    "flat_convolution": Variant("convolutions over the flat vector", CONVOLUTIONS, network=FlatConvolution),
     "latent_1024": Variant("latent of 1,024 numbers", LATENT_1024),
     "latent_2048": Variant("latent of 2,048 numbers", LATENT_2048),
     "no_latent_noise": Variant("no latent noise", training=replace(TRAINING, latent_noise=0.0)),

@@ -38,6 +38,7 @@ class Variant:
         face: whether MIF sees the face embedding.
         image: whether it sees the image features.
         prediction: what the DiT predicts.
+        linear_prior: whether it corrects a linear guess, as ours does, or guesses alone, as the paper's.
         people: predicted LoRAs that are trained on; None for the whole library, trained ones and predicted.
         after: variant to start from, for a second stage.
         image_loss: whether that stage has the image loss beside the loss on latents.
@@ -48,6 +49,7 @@ class Variant:
     face: bool = True
     image: bool = True
     prediction: str = DiffusionConfig.prediction
+    linear_prior: bool = True
     people: int | None = None
     after: str | None = None
     image_loss: bool = False
@@ -64,14 +66,15 @@ VARIANTS = (
         "mixed",
         {
             "features": "face and image (MIF)",
-            "prediction": "x0",
+            "prediction": "x0, linear prior",
             "people": "{whole} predicted, {trained} of them trained as well",
             "loss": "weight space",
         },
     ),
     Variant("face_only", {"features": "face only"}, image=False),
     Variant("image_only", {"features": "image only"}, face=False),
-    Variant("v", {"prediction": "v"}, prediction="v"),
+    Variant("no_prior", {"prediction": "x0"}, linear_prior=False),
+    Variant("v", {"prediction": "v"}, prediction="v", linear_prior=False),
     *(Variant(f"people_{n}", {"people": f"{n} predicted"}, people=n) for n in (64, 160, 320, 800)),
     Variant("longer", {"loss": "weight space, {more} steps more"}, after="mixed"),
     Variant("image_loss", {"loss": "{more} steps more with the image loss"}, after="mixed", image_loss=True),
@@ -155,6 +158,7 @@ def train_variant(
         fit_features(chosen.networks, 512, material.image_encoder.width),
         lae=material.lae.lae.config,
         diffusion=DiffusionConfig(prediction=variant.prediction),
+        linear_prior=variant.linear_prior,
     )
     facts = {"variant": asdict(variant) | {"sections": None}, "training": asdict(config)}
     open_run(own, {**facts, "library": len(material.loras.people), "base": material.base.fingerprint})

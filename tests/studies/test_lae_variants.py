@@ -54,8 +54,15 @@ def test_a_variant_changes_something_and_keeps_the_rest(name):
     default, variant = VARIANTS["default"], VARIANTS[name]
     fields = ("lae", "training", "network", "loss", "trained_only")
     changed = [entry for entry in fields if getattr(variant, entry) != getattr(default, entry)]
-    assert len(changed) == (0 if name == "default" else 2 if name == "trained_2048" else 1)
+    two = (
+        "trained_2048",
+        "flat_convolution",
+    )  # a convolution over the flat vector has no linear path, either
+    assert len(changed) == (0 if name == "default" else 2 if name in two else 1)
     if name.startswith("latent_"):
         assert variant.latent_numbers == int(name.split("_")[1])
-        sizes = {"latent_tokens": default.lae.latent_tokens, "latent_channels": default.lae.latent_channels}
+        assert variant.lae.linear_rank == variant.latent_numbers
+        sizes = {
+            key: getattr(default.lae, key) for key in ("latent_tokens", "latent_channels", "linear_rank")
+        }
         assert replace(variant.lae, **sizes) == default.lae
