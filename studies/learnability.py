@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 PHOTOS = 8
 TRAINED_STRENGTH, PREDICTED_STRENGTH = 1.0, 1.5
-"""What validation people chose for trained LoRAs and for ridge predictions (docs/evaluation.md)."""
+"""What validation people chose for trained LoRAs and for ridge predictions (docs/results.md)."""
 
 
 # --- settings ---------------------------------------------------------------------------------------------

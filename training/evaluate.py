@@ -11,7 +11,7 @@ Two more rows, left out without their files: LoRAs trained on the reference phot
     python -m training.train_regressor
     python -m training.evaluate --regressor runs/regressor/regressor.safetensors --readme README.md
 
-Writes `docs/evaluation.json`, `evaluation.md`, `images/evaluation.png` and the README's table. Every
+Writes `evaluation.json`, `results.md` and two pictures to `docs/`, and the README's table. Every
 measurement is kept in the run folder under a digest of all that it depends on: run it again to go on.
 Letters: B people, N photos of one person, K prompts, n LoRAs of the library, C width of a photo's features.
 """
@@ -44,7 +44,7 @@ from training.common import machine, read_config, read_metrics, say
 from training.evaluation_cost import measure_in_a_process
 from training.evaluation_people import Panel, face_models, first_photos, photograph, prompt_scenes
 from training.evaluation_pictures import BASE_ROW, TRUE_ROW, Job, run_jobs, spread_of_candidates
-from training.evaluation_report import draw_sheet, write_report
+from training.evaluation_report import LABELS, draw_plot, draw_sheet, write_report
 from training.evaluation_rows import (
     REGULARISERS,
     Controls,
@@ -54,7 +54,7 @@ from training.evaluation_rows import (
     loras_of,
     ridge_name,
 )
-from training.evaluation_scores import Measurement, choose_strength, summarise
+from training.evaluation_scores import Measurement, choose_strength, curve_values, summarise
 from training.lora_library import REFERENCE_SUFFIX, library_option, load_library
 
 MEASURES = 2
@@ -67,7 +67,11 @@ FROM_PHOTO = (
 
 
 def make_jobs(
-    rows: Mapping[str, Tensor | None], split: str, options: argparse.Namespace, fingerprint: str
+    rows: Mapping[str, Tensor | None],
+    strengths: Mapping[str, Sequence[float]],
+    split: str,
+    options: argparse.Namespace,
+    fingerprint: str,
 ) -> dict[str, dict[float, Job]]:
     """Row -> strength -> job. A result's name digests all that it depends on, so that none is ever stale."""
     people = options.people if split == "test" else options.validation_people
@@ -81,7 +85,7 @@ def make_jobs(
             if not path.is_file():
                 save_safetensors(path, {"flat": flat})
         jobs[row] = {}
-        for strength in options.strengths if flat is not None else [0.0]:
+        for strength in strengths[row] if flat is not None else [0.0]:
             facts = [row if flat is None else "", split, strength, people, options.prompts]
             facts += [options.picture_steps, seed, fingerprint, MEASURES]
             digest = hashlib.sha256(f"{facts}".encode() + content).hexdigest()[:16]
@@ -94,10 +98,14 @@ def make_jobs(
 
 
 def measure_split(
-    split: str, rows: Mapping[str, Tensor | None], options: argparse.Namespace, fingerprint: str
+    split: str,
+    rows: Mapping[str, Tensor | None],
+    strengths: Mapping[str, Sequence[float]],
+    options: argparse.Namespace,
+    fingerprint: str,
 ) -> dict[str, dict[float, Measurement]]:
     """Row -> strength -> measurement, measured now or before."""
-    jobs = make_jobs(rows, split, options, fingerprint)
+    jobs = make_jobs(rows, strengths, split, options, fingerprint)
     run_jobs([job for curve in jobs.values() for job in curve.values()], options.workers, split)
     return {
         row: {strength: Measurement.load(job.result) for strength, job in curve.items()}
@@ -166,24 +174,30 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
 
     panel, _ = open_panel(model, "validation", options.validation_people, options.prompts)
     made = all_rows(model, base, controls, panel, trained["validation"], options.seed, regressor)
-    curves = measure_split("validation", {BASE_ROW: None, **made.flat}, options, fingerprints["validation"])
+    rows: dict[str, Tensor | None] = {BASE_ROW: None, **made.flat}
+    everywhere = dict.fromkeys(rows, options.strengths)
+    curves = measure_split("validation", rows, everywhere, options, fingerprints["validation"])
     strengths, regulariser = choose(curves)
+    curves["ridge"] = curves[ridge_name(regulariser)]
+    chosen_on = {name: curve_values(curve) for name, curve in curves.items() if name in LABELS}
     say(f"chosen on validation people: regulariser {regulariser:g}, strengths {strengths}")
 
     panel, encoding_seconds = open_panel(model, "test", options.people, options.prompts)
     made = all_rows(model, base, controls, panel, trained["test"], options.seed, regressor)
-    rows, seconds = made.flat, made.seconds
-    rows["ridge"], seconds["ridge"] = rows[ridge_name(regulariser)], seconds[ridge_name(regulariser)]
-    rows = {name: flat for name, flat in rows.items() if not name.startswith("ridge_")}
+    flat, seconds = made.flat, made.seconds
+    flat["ridge"], seconds["ridge"] = flat[ridge_name(regulariser)], seconds[ridge_name(regulariser)]
+    rows = {name: row for name, row in flat.items() if not name.startswith("ridge_")}
     rows = {BASE_ROW: None, TRUE_ROW: None, **rows}
-    curves = measure_split("test", rows, options, fingerprints["test"])
+    only = {name: [strength] for name, strength in strengths.items()}
+    measured = measure_split("test", rows, only, options, fingerprints["test"])
+    chosen = {name: curve[strengths.get(name, 0.0)] for name, curve in measured.items()}
     for name in set(FROM_PHOTO) & set(seconds):
         seconds[name] += encoding_seconds
     for name, folder in (("trained_lora", "test"), ("trained_one_photo", f"test{REFERENCE_SUFFIX}")):
         if (trained_seconds := training_seconds(options.loras, folder)) is not None:
             seconds[name] = trained_seconds
 
-    summary = summarise(curves, strengths, seconds)
+    summary = summarise(chosen, strengths, seconds)
     shown = [first_photos(features, 1) for features in panel.features]
     summary["candidates"] = spread_of_candidates(model, shown, made.ranking, Judge.load())
     summary["photo_to_lora"] = measure_in_a_process(options.checkpoint, options.face_pack, options.device)
@@ -201,10 +215,11 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
         "machine": f"{machine()}, device {options.device}",
         "settings": settings,
         **summary,
+        "validation": chosen_on,
     }
-    chosen = {name: curve[strengths.get(name, 0.0)] for name, curve in curves.items()}
     sheet = draw_sheet(panel.photos, panel.scenes.phrases(), chosen)
     atomic_save(options.out / "images" / "evaluation.png", sheet.save)
+    draw_plot(report, options.out / "images" / "results.png")
     write_report(report, options.out, options.readme)
 
 

@@ -53,8 +53,10 @@ HEADINGS = {
     "true_renders": "true",
 }
 SHEET_PEOPLE = 10
+LEAST_SHOWN = 0.4
+"""Rows that are less alike are left out of the right-hand plot, where they would squeeze the others."""
 README_TABLE = r"(<!-- evaluation:.*?-->\n)(.*?)(<!-- /evaluation -->)"
-PAGE = """# Evaluation
+PAGE = """# Results
 
 Written by `{command}` on one machine ({machine}), with
 [evaluation.json](evaluation.json): every number comes from there. Seconds are CPU seconds.
@@ -75,6 +77,8 @@ Written by `{command}` on one machine ({machine}), with
   caption, as the LoRA trained on that photo has it.
 - All rows share prompts and noise, and all that see one photo see the same one.
 {controls}
+![Likeness with intervals, and likeness against prompt accuracy](images/results.png)
+
 ![Test people in rows, methods in columns](images/evaluation.png)
 
 ## More about the pictures
@@ -97,7 +101,8 @@ With the 95 % bootstrap interval; DiffLoRA with one photo is ahead where it is a
 {comparisons}
 
 ## Strengths
-Identity similarity / prompt accuracy on the test people:
+On the validation people, who choose them; test people are measured at the chosen one only. Similarity by the
+conditioning recogniser, whose numbers cannot be compared with those above, / prompt accuracy:
 
 {curves}
 
@@ -149,11 +154,11 @@ def readme_table(report: Mapping[str, Any]) -> str:
 
 
 def curve_table(report: Mapping[str, Any]) -> str:
-    """Every LoRA row at every strength."""
+    """Every LoRA row at every strength, on validation people."""
     strengths = [f"{strength:g}" for strength in report["settings"]["strengths"]]
     lines = [f"| | {' | '.join(strengths)} |", f"|---|{'---|' * len(strengths)}"]
     for name, label in labels(report).items():
-        curve = report["rows"][name]["curve"]
+        curve = report["validation"].get(name, {})
         if set(strengths) <= set(curve):
             values = [curve[strength] for strength in strengths]
             cells = [f"{v['identity_similarity']:.3f} / {v['prompt_accuracy']:.0%}" for v in values]
@@ -201,7 +206,7 @@ def costs(report: Mapping[str, Any]) -> str:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The whole of `docs/evaluation.md`."""
+    """The whole of `docs/results.md`."""
     compared, settings = report["comparisons"].items(), report["settings"].items()
     lines = {
         "comparisons": [
@@ -230,9 +235,9 @@ def spaced(name: str) -> str:
 
 
 def write_report(report: Mapping[str, Any], out: Path, readme: Path | None) -> None:
-    """Write `evaluation.json` and `evaluation.md` to a folder, and the table into the README."""
+    """Write `evaluation.json` and `results.md` to a folder, and the table into the README."""
     text = json.dumps(report, indent=2) + "\n"
-    texts = {out / "evaluation.json": text, out / "evaluation.md": markdown(report)}
+    texts = {out / "evaluation.json": text, out / "results.md": markdown(report)}
     if readme is not None:
         text, table = readme.read_text(encoding="utf-8"), readme_table(report)
         texts[readme] = re.sub(README_TABLE, lambda match: match[1] + table + match[3], text, flags=re.DOTALL)
@@ -255,3 +260,36 @@ def draw_sheet(photos: Tensor, phrases: list[list[str]], chosen: Mapping[str, Me
         label, *details = phrases[index % len(phrases)]
         rows.append(SheetRow(label, [to_image(photos[index]), *pictures], details))
     return draw_grid([["photo"], *([HEADINGS[name]] for name in shown)], rows, side=104, label_width=124)
+
+
+def draw_plot(report: Mapping[str, Any], path: Path) -> None:
+    """Likeness of every row with its interval, and likeness against prompt accuracy, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = {name: report["rows"][name] for name in labels(report)}
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.2), gridspec_kw={"width_ratios": [1.25, 1]})
+    for place, (name, row) in enumerate(reversed(rows.items())):
+        likeness, accuracy = row["identity_similarity"], row["prompt_accuracy"]
+        ours = name.startswith("difflora")
+        colour = "#c2410c" if ours else "#64748b"
+        mean, low, high = (likeness[key] for key in ("mean", "low", "high"))
+        left.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", color=colour, capsize=3)
+        if likeness["mean"] > LEAST_SHOWN:
+            right.plot(100 * accuracy["mean"], likeness["mean"], "o", color=colour)
+            right.annotate(
+                HEADINGS[name], (100 * accuracy["mean"], likeness["mean"]), xytext=(5, 3),
+                textcoords="offset points", fontsize=8, color=colour,
+            )  # fmt: skip
+    names = [LABELS[name].strip("*") for name in reversed(rows)]
+    left.set_yticks(range(len(names)), names)
+    left.set_xlabel("identity similarity, 95 % interval over people")
+    right.set_xlabel("prompt accuracy, %")
+    right.set_ylabel("identity similarity")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.tight_layout()
+    atomic_save(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
+    plt.close(figure)

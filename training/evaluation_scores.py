@@ -146,31 +146,29 @@ def gap_closed(row: Tensor, base: Tensor, oracle: Tensor) -> dict[str, float]:
 
 
 def summarise(
-    curves: Mapping[str, Curve], strengths: Mapping[str, float], seconds: Mapping[str, float]
+    chosen: Mapping[str, Measurement], strengths: Mapping[str, float], seconds: Mapping[str, float]
 ) -> dict[str, Any]:
     """Rows, paired comparisons and the promised floor, as JSON values.
 
     Args:
-        curves: row -> strength -> measurement on test people; rows without a LoRA have the one strength 0.
-        strengths: row -> chosen strength.
+        chosen: row -> measurement on test people, at the strength that validation people chose.
+        strengths: row -> that strength; rows without a LoRA have none.
         seconds: row -> seconds per person.
     """
-    chosen = {name: curve[strengths.get(name, 0.0)] for name, curve in curves.items()}
     people = {name: measurement.similarity_of_people for name, measurement in chosen.items()}  # (B,) each
     rows = {}
-    for name, curve in curves.items():
-        right = chosen[name].accuracy
+    for name, measurement in chosen.items():
+        right = measurement.accuracy
         rows[name] = {
             "strength": strengths.get(name),
             "identity_similarity": with_error(people[name]),
-            "r_similarity": with_error(chosen[name].r_similarity.mean(dim=1)),
-            "reference_similarity": with_error(chosen[name].reference_similarity.mean(dim=1)),
-            "diversity": with_error(chosen[name].diversity),
+            "r_similarity": with_error(measurement.r_similarity.mean(dim=1)),
+            "reference_similarity": with_error(measurement.reference_similarity.mean(dim=1)),
+            "diversity": with_error(measurement.diversity),
             "gap_closed": gap_closed(people[name], people["base_model"], people["trained_lora"]),
-            "prompt_accuracy": with_error(chosen[name].accuracy_of_people),
+            "prompt_accuracy": with_error(measurement.accuracy_of_people),
             "prompt_accuracy_of": {key: round(float(values.mean()), 4) for key, values in right.items()},
             "seconds_per_person": seconds.get(name),
-            "curve": curve_values(curve),
         }
     comparisons = {
         f"difflora_1 - {name}": with_error(people["difflora_1"] - people[name])

@@ -79,7 +79,7 @@ def test_evaluation_writes_its_report_and_measures_nothing_twice(library, regres
     assert report["photo_to_lora"]["peak_mb"] > report["photo_to_lora"]["libraries_mb"] > 10
     assert 0 < report["candidates"]["cosine_of_faces"]["mean"] <= 1
     assert (tmp_path / "docs" / "images" / "evaluation.png").stat().st_size > 1000
-    assert "training.evaluate" in (tmp_path / "docs" / "evaluation.md").read_text()
+    assert "training.evaluate" in (tmp_path / "docs" / "results.md").read_text()
 
     results = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "results").iterdir()}
     evaluate.main(arguments)

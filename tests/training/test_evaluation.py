@@ -10,6 +10,7 @@ from training.evaluation_scores import (
     Measurement,
     candidate_spread,
     choose_strength,
+    curve_values,
     diversity,
     gap_closed,
     summarise,
@@ -36,16 +37,25 @@ def report():
     level = {"mean_lora": 0.2, "nearest_lora": 0.3, "ridge": 0.5, "lae_trained": 0.55, "difflora_1": 0.6}
     level |= {"mlp": 0.5, "regressor": 0.6, "trained_one_photo": 0.4}
     level |= {"difflora_best": 0.62, "difflora_refined": 0.625, "difflora_4": 0.63, "trained_lora": 0.65}
-    curves = {"base_model": {0.0: measurement(0.05, 1.0, 0.01)}}
-    curves["true_renders"] = {0.0: measurement(0.9, 1.0, 0.01)}
-    for name, value in level.items():
-        curves[name] = {strength: measurement(value * min(strength, 1), 1.0, 0.02) for strength in STRENGTHS}
-    summary = summarise(curves, dict.fromkeys(level, 1.0), {"difflora_1": 0.1})
+    chosen = {"base_model": measurement(0.05, 1.0, 0.01), "true_renders": measurement(0.9, 1.0, 0.01)}
+    chosen |= {name: measurement(value, 1.0, 0.02) for name, value in level.items()}
+    summary = summarise(chosen, dict.fromkeys(level, 1.0), {"difflora_1": 0.1})
+    curves = {
+        name: curve_values({s: measurement(value * min(s, 1), 1.0, 0.02) for s in STRENGTHS})
+        for name, value in level.items()
+    }
     settings = {"people": PEOPLE, "prompts": PROMPTS, "strengths": list(STRENGTHS)}
     cost = {"seconds": 0.2, "first_seconds": 0.3, "loading_seconds": 1.0, "peak_mb": 700, "libraries_mb": 400}
     spread = candidate_spread(torch.ones(PEOPLE, 3, 4), torch.ones(PEOPLE, 3, 2, 4))
     extra = {"photo_to_lora": cost, "candidates": spread}
-    return {"command": "python -m x", "machine": "a toaster", "settings": settings, **summary, **extra}
+    return {
+        "command": "python -m x",
+        "machine": "a toaster",
+        "settings": settings,
+        **summary,
+        **extra,
+        "validation": curves,
+    }
 
 
 def test_strength_is_the_most_alike_that_keeps_the_prompts():
