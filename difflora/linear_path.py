@@ -1,9 +1,9 @@
 """The LAE's linear path: principal components, which a convolution needs thousands of steps to find.
 
 Beside the convolutions every latent number sees every weight token through two linear maps. They start as the
-principal components of the library, behind a rotation that gives every latent number its share of them:
-distances between latents are distances between LoRAs, and training begins where principal component analysis
-ends. [ours]
+principal components of the library, one for each latent number, so that training begins where principal
+component analysis ends. Standardised, such latents are white: noise, a step of Adam or a wrong guess changes
+a LoRA in proportion to how much people differ in that direction. [ours]
 
 Letters: B identities, n LoRAs of a library, T weight tokens, W token width, M = T W, S latent tokens,
 C latent channels, N = S C, R rank of the path, Q components.
@@ -45,11 +45,11 @@ class LinearPath(nn.Module):
         """
         basis = torch.zeros_like(self.compress.weight)  # (R, M)
         basis[: len(components.basis)] = components.basis
-        turn = torch.linalg.qr(torch.randn_like(self.to_latent.weight))[0]  # (N, R), orthonormal columns
+        place = torch.eye(*self.to_latent.weight.shape).to(basis)  # (N, R): component r is latent number r
         for layer, weight, bias in (
             (self.compress, basis, -basis @ components.mean),
-            (self.to_latent, turn, torch.zeros_like(self.to_latent.bias)),
-            (self.from_latent, turn.mT, torch.zeros_like(self.from_latent.bias)),
+            (self.to_latent, place, torch.zeros_like(self.to_latent.bias)),
+            (self.from_latent, place.mT, torch.zeros_like(self.from_latent.bias)),
             (self.expand, basis.mT, components.mean),
         ):
             layer.weight.copy_(weight)

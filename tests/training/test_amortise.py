@@ -1,7 +1,14 @@
+import pytest
 import torch
 
-from training.amortise import fit, person_features
+from difflora.errors import CheckpointError
+from difflora.layout import LoraLayout, ModuleSpec, init_shared_down
+from training.amortise import fit, person_features, predict_by_regressor
+from training.basis_regressor import BasisRegressor, BasisRegressorConfig, save_regressor
+from training.lora_library import Library
 from training.photo_pool import PhotoPool
+
+LAYOUT = LoraLayout((ModuleSpec("a", 4, 6),), rank=2, alpha=2.0)
 
 
 def pool_of(face, image, valid):
@@ -34,3 +41,21 @@ def test_noise_is_not_predicted():
     features, targets = torch.randn(60, 40, generator=generator), torch.randn(60, 5, generator=generator)
     _, regulariser, score = fit(features, targets, held_out=20)
     assert score < 0.1 and regulariser == 0.3  # the most careful of the choices
+
+
+def test_a_regressor_predicts_from_all_photos_with_a_face(tmp_path, generator):
+    regressor = BasisRegressor(LAYOUT, BasisRegressorConfig(face_width=4, image_width=4, hidden=3, bases=2))
+    torch.nn.init.normal_(regressor.basis, generator=generator)
+    down = init_shared_down(LAYOUT)
+    path = save_regressor(tmp_path / "r.safetensors", regressor, down, "base")
+    library = Library(LAYOUT, down, torch.zeros(3, LAYOUT.num_parameters), torch.arange(3))
+    face, image = torch.randn(2, 5, 3, 4, generator=generator)
+    valid = torch.ones(5, 3, dtype=torch.bool)
+    valid[2, 1:] = False
+    pool = pool_of(face, image, valid)
+    predicted = predict_by_regressor(path, library, "base", pool)(torch.tensor([2, 4]))
+    alone = regressor(face[2:3, :1], image[2:3, :1], torch.ones(1, 1, dtype=torch.bool))
+    torch.testing.assert_close(predicted[:1], alone)  # the two photos without a face say nothing
+    torch.testing.assert_close(predicted[1:], regressor(face[4:], image[4:], valid[4:]))
+    with pytest.raises(CheckpointError, match="made for the base model base, not other"):
+        predict_by_regressor(path, library, "other", pool)

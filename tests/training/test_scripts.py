@@ -10,6 +10,7 @@ SCRIPTS = (
     "train_world",
     "make_loras",
     "amortise",
+    "refine_library",
     "train_lae",
     "train_dit",
     "train_regressor",
