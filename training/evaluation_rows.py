@@ -39,6 +39,7 @@ from training.evaluation_people import (
 from training.lora_library import Library, check_same_loras
 from training.photo_pool import photo_features
 
+REFINED_AT_ONCE = 32  # people: their pictures go through the base model together
 REGULARISERS = (0.01, 0.1, 1.0)
 MAX_COMPONENTS = 128
 """More than the 33 true traits need; ridge regression decides how much of each it believes."""
@@ -183,17 +184,14 @@ def refined(model: DiffLoRA, base: BaseModel, panel: Panel, one: list[IdentityFe
     photos = ReferencePhotos(panel.split, face_models(model)[0])
     pictures, captions = photos.pictures(people, base.picture_px)  # (B, 1, 3, S, S)
     prompts = base.encode_prompts([caption for (caption,) in captions])  # (B, L, W)
-    latents = refine_latents(
-        networks,
-        model.shared_down,
-        base,
-        model.sample_latents(one, seed),  # (B, T, C)
-        base.encode_images(pictures.flatten(0, 1))[:, None],  # (B, 1, Cl, h, w)
-        prompts[:, None],
-        RefinementConfig(),
-        seed,
-    )
-    return networks.decode_latents(latents)
+    latents = model.sample_latents(one, seed)  # (B, T, C)
+    images = base.encode_images(pictures.flatten(0, 1))[:, None]  # (B, 1, Cl, h, w)
+    some = (part.split(REFINED_AT_ONCE) for part in (latents, images, prompts[:, None]))
+    groups = [
+        refine_latents(networks, model.shared_down, base, *group, RefinementConfig(), seed)
+        for group in zip(*some, strict=True)
+    ]
+    return networks.decode_latents(torch.cat(groups))
 
 
 def loras_of(library: Library, model: DiffLoRA, count: int, split: str, option: str = "") -> Tensor:

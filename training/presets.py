@@ -145,18 +145,16 @@ PRESETS = {
             validate_every=3,
         ),
     ),
-    # the embedded world on a CPU core, a few minutes: weight space only, as in the paper
+    # the embedded world on a CPU core, a few minutes, from a library that was refined on pictures
     "synthetic": Preset(
         SYNTHETIC,
-        LaeTrainingConfig(num_steps=700),
-        DitTrainingConfig(
-            num_steps=1500, batch_size=32, learning_rate=1e-3, image_loss_weight=0.0, pool_people=1500
-        ),
+        LaeTrainingConfig(num_steps=150, learning_rate=3e-4),
+        DitTrainingConfig(num_steps=900, batch_size=32, learning_rate=1e-3, image_loss_weight=0.0),
     ),
-    # from there (--init) on in image space, an hour and a half; hardly any pull towards the predicted latents
+    # from there (--init) on in image space, an hour and a half; hardly any pull towards the library's latents
     "synthetic-image": Preset(
         SYNTHETIC,
-        LaeTrainingConfig(num_steps=700),
+        LaeTrainingConfig(num_steps=150, learning_rate=3e-4),
         DitTrainingConfig(
             num_steps=3600,
             batch_size=32,
@@ -195,11 +193,19 @@ PRESETS = {
     # the embedded world on a GPU
     "synthetic-gpu": Preset(
         HypernetworkConfig(
-            LaeConfig(latent_tokens=16, latent_channels=16, token_size=512, token_width=64, width=256),
+            LaeConfig(
+                latent_tokens=16,
+                latent_channels=16,
+                token_size=512,
+                token_width=64,
+                width=256,
+                linear_rank=256,
+            ),
             MifConfig(width=256),
             DitConfig(latent_tokens=16, latent_channels=16, condition_width=256, width=256, depth=6),
+            linear_prior=True,
         ),
-        LaeTrainingConfig(num_steps=4000, batch_size=128),
+        LaeTrainingConfig(num_steps=4000, batch_size=128, learning_rate=3e-4),
         DitTrainingConfig(
             num_steps=12000,
             batch_size=256,

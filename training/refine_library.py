@@ -71,7 +71,7 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--base", type=Path, default=world.BASE_MODEL, help="diffusers pipeline folder")
     parser.add_argument("--face-pack", type=Path, default=world.FACE_PACK, help="insightface model pack")
     parser.add_argument("--image-encoder", type=Path, default=world.IMAGE_ENCODER, help="CLIP vision tower")
-    parser.add_argument("--people", type=int, default=2000, help="how many, at most those of the library")
+    parser.add_argument("--people", type=int, default=4000, help="how many, at most those of the library")
     parser.add_argument("--worker", type=int, nargs=2, default=(0, 1), help="do only every n-th shard: 0 2")
     return parser.parse_args(arguments)
 

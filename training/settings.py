@@ -126,7 +126,7 @@ class RegressorTrainingConfig:
         seed: drives everything.
     """
 
-    num_steps: int = 950
+    num_steps: int = 3000
     seconds: float = 0.0
     start: str = "ridge"
     bases: int = 128
@@ -139,7 +139,7 @@ class RegressorTrainingConfig:
     feature_noise: float = 0.1
     image_people: int = 16
     pictures_per_person: int = 4
-    pool_people: int = 1500
+    pool_people: int = 4000
     photos_per_person: int = 8
     validation_people: int = 32
     validate_every: int = 150
