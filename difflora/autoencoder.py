@@ -2,7 +2,7 @@
 
 1-D convolutions are the paper's main compression layers. A plain convolution over the flat vector fails,
 because flat order is not spatial; so every tensor of the layout is cut into tokens, every (layer, token)
-position has its own linear map, and the convolutions run over the sequence of tokens.
+position has its own linear map, and the convolutions run over the sequence of tokens. `linear_path` is ours.
 
 Letters: B identities, P parameters of one LoRA, T weight tokens, L numbers in a weight token, W token width,
 D width, S latent tokens, C latent channels.

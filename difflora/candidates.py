@@ -25,6 +25,7 @@ from .model import DiffLoRA
 from .photos import as_arrays, to_pixels
 
 NUM_CANDIDATES = 8
+CANDIDATE_NOISE = 0.3  # of the sampler: with more the best of eight is less like validation people
 PROMPT = "a photo of a person"
 NUM_PICTURES = 4
 PICTURE_STEPS = 8
@@ -123,7 +124,7 @@ def rank_candidates(
     seed: int = 0,
     num_steps: int | None = None,
     guidance_scale: float | None = None,
-    noise_scale: float = 1.0,
+    noise_scale: float = CANDIDATE_NOISE,
     progress: Progress | None = None,
 ) -> Ranking:
     """Sample LoRAs with seeds seed .. seed + n - 1, draw with each, compare with the photos.

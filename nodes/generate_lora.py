@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..difflora.candidates import NUM_PICTURES, PICTURE_STEPS, PROMPT, rank_candidates
+from ..difflora.candidates import CANDIDATE_NOISE, NUM_PICTURES, PICTURE_STEPS, PROMPT, rank_candidates
 from ..difflora.errors import DiffLoRAError
 from ..difflora.features import IdentityFeatures as Features
 from ..difflora.lora import Lora
@@ -55,7 +55,7 @@ def sampling_inputs() -> list[io.Input]:
             max=1.0,
             step=0.05,
             tooltip="How much the seed matters: 1 samples, 0 always gives the same average LoRA of this "
-            "person. -1 takes the value that was best for this checkpoint, or 1 with several candidates.",
+            "person. -1 takes the value that was best for this checkpoint, or .3 with several candidates.",
         ),
     ]
 
@@ -179,7 +179,7 @@ class GenerateLora(io.ComfyNode):
         sheet, ranks = draw_note(NO_RANKING), ""
         if candidates > 1:
             draw = _host.draw_candidates(own, *preview_models(preview), preview_sampling(seed, preview))
-            noise_scale = 1.0 if noise_scale is None else noise_scale
+            noise_scale = CANDIDATE_NOISE if noise_scale is None else noise_scale
             ranking = rank_candidates(
                 own,
                 draw,

@@ -1,13 +1,13 @@
 """Measure DiffLoRA against the base model, controls and trained LoRAs, on people whom nothing has seen.
 
     python -m training.make_loras --split validation --people 16
-    python -m training.make_loras --split test --people 32
+    python -m training.make_loras --split test --people 128
     python -m training.evaluate --readme README.md
 
 Two more rows, left out without their files: LoRAs trained on the reference photo, the end-to-end regressor.
 
     python -m training.make_loras --split validation --people 16 --reference
-    python -m training.make_loras --split test --people 32 --reference
+    python -m training.make_loras --split test --people 128 --reference
     python -m training.train_regressor
     python -m training.evaluate --regressor runs/regressor/regressor.safetensors --readme README.md
 
@@ -266,7 +266,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--run", type=Path, default=Path("runs/evaluation"), help="folder of measurements")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the report")
     parser.add_argument("--readme", type=Path, help="README whose table to renew, e.g. README.md")
-    parser.add_argument("--people", type=int, default=32, help="test people")
+    parser.add_argument("--people", type=int, default=128, help="test people")
     parser.add_argument("--validation-people", type=int, default=16)
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.75, 1.0, 1.25, 1.5])

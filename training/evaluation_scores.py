@@ -72,6 +72,8 @@ class Measurement:
         return cls(**own, accuracy=accuracy)
 
 
+RIVALS = ("regressor", "trained_one_photo", "trained_lora")
+"""What the refined LoRA has to beat."""
 COMPARED = (
     *("mean_lora", "nearest_lora", "ridge", "mlp", "regressor", "lae_trained", "trained_one_photo"),
     *("trained_lora", "difflora_best", "difflora_refined", "difflora_4"),
@@ -170,10 +172,11 @@ def summarise(
             "prompt_accuracy_of": {key: round(float(values.mean()), 4) for key, values in right.items()},
             "seconds_per_person": seconds.get(name),
         }
+    pairs = [("difflora_1", name) for name in COMPARED] + [("difflora_refined", name) for name in RIVALS]
     comparisons = {
-        f"difflora_1 - {name}": with_error(people["difflora_1"] - people[name])
-        for name in COMPARED
-        if name in people
+        f"{ours} - {name}": with_error(people[ours] - people[name])
+        for ours, name in pairs
+        if ours in people and name in people
     }
     return {"rows": rows, "comparisons": comparisons, "floor": floor(rows, comparisons)}
 
@@ -206,7 +209,10 @@ def floor(rows: Mapping[str, Any], comparisons: Mapping[str, Any]) -> dict[str, 
     """Whether the promises hold."""
     ours, oracle, base = (rows[name] for name in ("difflora_1", "trained_lora", "base_model"))
     lost = base["prompt_accuracy"]["mean"] - ours["prompt_accuracy"]["mean"]
-    ahead = {name.split(" - ")[1]: (value["mean"], value["se"]) for name, value in comparisons.items()}
+    ahead = {
+        name: (comparisons[f"difflora_1 - {name}"]["mean"], comparisons[f"difflora_1 - {name}"]["se"])
+        for name in ("mean_lora", "nearest_lora", "ridge")
+    }
     return {
         f"trained LoRA reaches {ORACLE_FLOOR:.2f}": oracle["identity_similarity"]["mean"] >= ORACLE_FLOOR,
         f"one photo closes {GAP_FLOOR:.0%} of the gap": ours["gap_closed"]["mean"] >= GAP_FLOOR,

@@ -58,7 +58,7 @@ def test_best_of_two_is_one_of_the_two(capsys, tmp_path):
     likeness = [float(line.split()[-1]) for line in lines]
     assert len(lines) == 2 and likeness == sorted(likeness, reverse=True)
     kept = Lora.load(out).metadata
-    assert lines[0].startswith(f"seed {kept['difflora.seed']}:") and kept["difflora.noise_scale"] == "1"
+    assert lines[0].startswith(f"seed {kept['difflora.seed']}:") and kept["difflora.noise_scale"] == "0.3"
 
 
 def test_no_face(capsys, grey_photo, tmp_path):
