@@ -44,19 +44,18 @@ def predicted_rows(library: Library) -> Tensor:
 def refine_people(
     networks: LoraHypernetwork, library: Library, rows: Tensor, pool: PhotoPool, base: BaseModel
 ) -> Tensor:
-    """LoRAs of B people refined on all of their pictures, (B, P)."""
-    people = library.people[rows]  # (B,)
+    """LoRAs of B people refined on all of their pictures: rows of the library (B,) -> (B, P), on the CPU."""
+    people = library.people[rows].to(pool.valid.device)  # (B,)
     count = pool.image_latents.shape[1]  # F
     photos = torch.arange(count).expand(len(rows), -1)  # (B, F)
     image_latents, prompts = (
         part.unflatten(0, (len(rows), count)) for part in pool.pictures(people, photos)
     )  # (B, F, Cl, h, w), (B, F, L, W)
     latents = networks.encode_loras(library.flat[rows])  # (B, T, C)
-    refined = refine_latents(
-        networks, library.shared_down, base, latents, image_latents, prompts, CONFIG, seed=0
-    )
+    downs = {name: down.to(latents.device) for name, down in library.shared_down.items()}
+    refined = refine_latents(networks, downs, base, latents, image_latents, prompts, CONFIG, seed=0)
     with torch.no_grad():
-        return networks.decode_latents(refined)
+        return networks.decode_latents(refined).cpu()
 
 
 def read_options(arguments: list[str] | None) -> argparse.Namespace:
@@ -72,6 +71,7 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--face-pack", type=Path, default=world.FACE_PACK, help="insightface model pack")
     parser.add_argument("--image-encoder", type=Path, default=world.IMAGE_ENCODER, help="CLIP vision tower")
     parser.add_argument("--people", type=int, default=4000, help="how many, at most those of the library")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     parser.add_argument("--worker", type=int, nargs=2, default=(0, 1), help="do only every n-th shard: 0 2")
     return parser.parse_args(arguments)
 
@@ -82,19 +82,20 @@ def main(arguments: list[str] | None = None) -> None:
     library, trained_lae = load_library(options.loras, mapped=True), TrainedLae.load(options.lae)
     if trained_lae.layout.fingerprint != library.layout.fingerprint:
         raise CheckpointError(f"{options.lae} is not of {options.loras}: run train_lae on it")
-    base = BaseModel.load(options.base)
+    base = BaseModel.load(options.base, options.device)
     dit = preset("synthetic").dit
     rows = predicted_rows(library)[: options.people]  # (n,)
-    encoders = (FaceAnalyzer(options.face_pack), ImageEncoder(options.image_encoder))
+    encoders = (FaceAnalyzer(options.face_pack), ImageEncoder(options.image_encoder, options.device))
     people = ScatteredPeople("train", dit.photos_per_person, dit.seed)
     pool = build_pool(options.cache / "train", people, len(rows), base, *encoders)
+    pool = pool.to(options.device)
 
     networks = LoraHypernetwork(
         library.layout, replace(preset("synthetic").networks, lae=trained_lae.lae.config)
     )
     networks.lae.load_state_dict(trained_lae.lae.state_dict())
     networks.set_normalisation(trained_lae.normalisation)
-    networks.requires_grad_(False).train(False).fit_latents(library.flat)
+    networks.to(options.device).requires_grad_(False).train(False).fit_latents(library.flat)
     how = {"people": len(rows), "steps": CONFIG.num_steps, "rate": CONFIG.learning_rate}
     folder = open_run(options.out, read_config(options.loras) | {"refined": how})
     save_safetensors(folder / SHARED_DOWN_NAME, dict(library.shared_down))
