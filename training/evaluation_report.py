@@ -106,7 +106,7 @@ conditioning recogniser, whose numbers cannot be compared with those above, / pr
 
 {curves}
 
-## Promised
+## Targets
 {promises}
 
 ## Settings
@@ -212,7 +212,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         "comparisons": [
             f"{spaced(name)}: {v['mean']:+.3f} [{v['low']:+.3f}, {v['high']:+.3f}]" for name, v in compared
         ],
-        "promises": [f"[{'x' if kept else ' '}] {text}" for text, kept in report["floor"].items()],
+        "promises": [f"[{'x' if kept else ' '}] {text}" for text, kept in report["targets"].items()],
         "settings": [f"{spaced(name)}: {value}" for name, value in settings],
     }
     return PAGE.format(
