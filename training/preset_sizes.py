@@ -139,6 +139,7 @@ def measure(name: str, dtype: torch.dtype, device: torch.device) -> dict[str, An
         "parameters": {
             "mif": count(networks.mif),
             "dit": count(networks.dit),
+            "prior": 0 if networks.prior is None else count(networks.prior),
             "lae_encoder": count(networks.lae) - decoder,
             "lae_decoder": decoder,
             "all": count(networks),

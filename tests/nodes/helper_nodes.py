@@ -47,6 +47,7 @@ class OtherModel:
         return {"required": {"kind": ("STRING", {}), "model": ("MODEL",)}}
 
     def make(self, kind, model):
+        comfy.model_management.unload_all_models()  # a LoRA of the last run is still in the weights
         network = copy.copy(model.model)  # not deeply: newer hosts keep things in it that cannot be copied
         network._modules = dict(network._modules)
         network.diffusion_model = copy.deepcopy(model.model.diffusion_model)
