@@ -29,7 +29,7 @@ from torch import Tensor
 from difflora.autoencoder import LoraAutoencoder, explained_variance
 from difflora.base_model import BaseModel
 from difflora.controls import PrincipalComponents
-from difflora.errors import DiffLoRAError
+from difflora.errors import CheckpointError, DiffLoRAError
 from difflora.files import atomic_save
 from difflora.normalisation import LoraNormalisation
 from difflora.synthetic import world
@@ -219,9 +219,13 @@ def measure_ranks(folder: Path, base: BaseModel, gallery: Gallery) -> dict[str, 
         if not config.is_file() or read_config(folder / name)["base_model_fingerprint"] != base.fingerprint:
             say(f"no library {folder / name}: run studies.learnability for it")
             continue
-        people = len(load_library(folder / name, "train").flat)
-        known = Loras.read(folder / name, SETTINGS[name], "train", people)
-        asked = Loras.read(folder / name, SETTINGS[name], "validation", len(gallery.traits))
+        try:
+            people = len(load_library(folder / name, "train").flat)
+            known = Loras.read(folder / name, SETTINGS[name], "train", people)
+            asked = Loras.read(folder / name, SETTINGS[name], "validation", len(gallery.traits))
+        except CheckpointError as error:
+            say(f"library {folder / name} is not finished ({error}): run studies.learnability for it")
+            continue
         group = Group(asked, gallery)
         normalisation = LoraNormalisation.fit(known.flat, known.layout)
         normal, targets = normalisation.normalise(known.flat), normalisation.normalise(asked.flat)
