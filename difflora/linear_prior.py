@@ -45,6 +45,22 @@ class LatentPrior(NamedTuple):
         return LatentPrior(mean, self.deviation * sigma / variance.sqrt())
 
 
+def feature_statistics(photos: Tensor, face_width: int) -> tuple[Tensor, Tensor]:
+    """Mean (F,) and unit (F,) of features, so that both halves come in with unit variance on average.
+
+    Not every number of them: that would blow up those that say nothing.
+
+    Args:
+        photos: (m, F) features of photos of many people.
+        face_width: of the F numbers; each half of the features has one unit.
+    """
+    variance = photos.var(dim=0)  # (F,)
+    unit = torch.ones_like(variance)  # (F,)
+    for half in (slice(0, face_width), slice(face_width, None)):
+        unit[half] = variance[half].mean().sqrt().clamp_min(1e-6)
+    return photos.mean(dim=0), unit
+
+
 class LinearPrior(nn.Module):
     """Features of photos -> `LatentPrior`. Only the linear map is trained further."""
 
@@ -81,13 +97,12 @@ class LinearPrior(nn.Module):
             photos: (m, F) features of photos.
             latents: (m, T, C) of the people on them.
             held_out: the same of other people.
-            face_width: of the F numbers; each half of the features gets one unit.
+            face_width: see `feature_statistics`.
             regulariser: see `RidgeRegression`.
         """
-        self.feature_mean.copy_(photos.mean(dim=0))
-        variance = photos.var(dim=0)  # (F,)
-        for half in (slice(0, face_width), slice(face_width, None)):
-            self.feature_unit[half] = variance[half].mean().sqrt().clamp_min(1e-6)
+        mean, unit = feature_statistics(photos, face_width)  # (F,), (F,)
+        self.feature_mean.copy_(mean)
+        self.feature_unit.copy_(unit)
         ridge = RidgeRegression.fit(self._standardise(photos), latents.flatten(1), regulariser)
         self.linear.weight.copy_(ridge.weights.mT)
         self.linear.bias.copy_(ridge.target_mean - ridge.feature_mean @ ridge.weights)

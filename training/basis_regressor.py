@@ -21,6 +21,7 @@ from difflora.errors import CheckpointError
 from difflora.features import IdentityFeatures, pad_photos
 from difflora.files import load_safetensors, save_safetensors
 from difflora.layout import LoraLayout
+from difflora.linear_prior import feature_statistics
 from training.lora_library import MakesLoras, check_same_loras
 
 DOWN_PREFIX = "shared_down."
@@ -64,17 +65,10 @@ class BasisRegressor(nn.Module):
 
     @torch.no_grad()
     def fit_features(self, photos: Tensor) -> None:
-        """Measure the features, so that both halves come in with unit variance on average.
-
-        Not every number of them: that would blow up those that say nothing.
-
-        Args:
-            photos: (m, C) features of photos of many people.
-        """
-        self.feature_mean.copy_(photos.mean(dim=0))
-        variance = photos.var(dim=0)  # (C,)
-        for half in (slice(0, self.config.face_width), slice(self.config.face_width, None)):
-            self.feature_unit[half] = variance[half].mean().sqrt().clamp_min(1e-6)
+        """Measure the features of photos (m, C) of many people; see `feature_statistics`."""
+        mean, unit = feature_statistics(photos, self.config.face_width)  # (C,), (C,)
+        self.feature_mean.copy_(mean)
+        self.feature_unit.copy_(unit)
 
     @torch.no_grad()
     def start_from(self, ridge: RidgeRegression, components: PrincipalComponents, spread: Tensor) -> None:

@@ -149,7 +149,9 @@ PRESETS = {
     "synthetic": Preset(
         SYNTHETIC,
         LaeTrainingConfig(num_steps=150, learning_rate=3e-4),
-        DitTrainingConfig(num_steps=900, batch_size=32, learning_rate=1e-3, image_loss_weight=0.0),
+        DitTrainingConfig(
+            num_steps=900, batch_size=32, learning_rate=1e-3, image_loss_weight=0.0, image_loss_from=0
+        ),
     ),
     # from there (--init) on in image space, an hour and a half; hardly any pull towards the library's latents
     "synthetic-image": Preset(
@@ -167,6 +169,12 @@ PRESETS = {
             pool_people=4000,
             validate_every=200,
         ),
+    ),
+    # without what is ours, no linear path and no linear prior; from trained LoRAs (--library runs/loras)
+    "paper": Preset(
+        replace(SYNTHETIC, lae=replace(SYNTHETIC.lae, linear_rank=0), linear_prior=False),
+        LaeTrainingConfig(num_steps=700),
+        DitTrainingConfig(num_steps=1500, batch_size=32, learning_rate=1e-3, image_loss_weight=0.0),
     ),
     # weights2weights (docs/import_w2w.md) on one GPU: 64,974 people allow a larger latent.
     # Derived, not tuned: 1,024 numbers of latent, as many as its authors keep of principal components.

@@ -27,6 +27,7 @@ from difflora.refinement import RefinementConfig, refine_latents
 from difflora.synthetic import world
 from training.common import open_run, polite_interruption, progress_bar, read_config, say
 from training.lora_library import SHARED_DOWN_NAME, Library, deal_shards, library_option, load_library
+from training.make_loras import parse_worker
 from training.photo_pool import PhotoPool, ScatteredPeople, build_pool
 from training.presets import preset
 from training.train_lae import TrainedLae
@@ -72,7 +73,9 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--image-encoder", type=Path, default=world.IMAGE_ENCODER, help="CLIP vision tower")
     parser.add_argument("--people", type=int, default=4000, help="how many, at most those of the library")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
-    parser.add_argument("--worker", type=int, nargs=2, default=(0, 1), help="do only every n-th shard: 0 2")
+    parser.add_argument(
+        "--worker", type=parse_worker, default=(0, 1), help="do only every n-th shard, e.g. 0/2"
+    )
     return parser.parse_args(arguments)
 
 

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+RIDGE_REGULARISER = 0.01
+"""Where regressor and linear prior start: what validation people chose for the ridge row of evaluation."""
+
 
 @dataclass(frozen=True)
 class LaeTrainingConfig:

@@ -44,12 +44,10 @@ from training.lora_library import Library, library_option, load_library
 from training.optimising import Average, rate_at
 from training.photo_pool import PhotoPool, ScatteredPeople, build_pool, choose_photos, pool_photos
 from training.presets import Drawing, apply_options, config_options
-from training.settings import RegressorTrainingConfig
+from training.settings import RIDGE_REGULARISER, RegressorTrainingConfig
 
 SAVE_EVERY = 100
 STARTS = ("scratch", "ridge")
-RIDGE_REGULARISER = 0.01
-"""The one that validation people chose for the ridge row of the evaluation."""
 
 
 @dataclass(frozen=True, eq=False)

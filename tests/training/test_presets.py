@@ -17,7 +17,7 @@ from training.presets import PRESETS, DitTrainingConfig, apply_options, config_o
 def test_photos_suffice_for_references_and_pictures(name: str) -> None:
     config = PRESETS[name].dit
     assert config.max_photos + config.pictures_per_person <= config.photos_per_person
-    assert not config.image_loss_weight or config.image_loss_from < config.num_steps
+    assert config.image_loss_from < config.num_steps
 
 
 def test_options_override_the_preset() -> None:
