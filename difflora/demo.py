@@ -31,7 +31,7 @@ from .synthetic.people import sample_people
 from .synthetic.renderer import PHOTO_PX, render
 from .synthetic.scenes import ATTRIBUTES, Scene, cat_scenes, scene_for
 
-PICTURE_STEPS = 16
+PICTURE_STEPS = 12
 """Steps of the base model's sampler: more are not visibly better."""
 NUM_PEOPLE, SHOWN_PEOPLE = 8, 3
 """Who is measured, and how many of them are shown: people differ more than one person's pictures."""
@@ -191,7 +191,8 @@ def draw(base: BaseModel, scenes: Scene, seed: int) -> Tensor:
     prompt_embeds = base.encode_prompts(scenes.prompts()).repeat(PICTURES_PER_PROMPT, 1, 1)  # (R*K, T, W)
     generator = torch.Generator().manual_seed(seed)
     noise = draw_noise((len(prompt_embeds), *base.latent_shape), generator, base.device)  # (R*K, C, h, w)
-    return base.decode(base.sample(prompt_embeds, noise, PICTURE_STEPS))  # (R*K, 3, H, W)
+    latents = base.sample(prompt_embeds, noise, PICTURE_STEPS, world.PICTURE_GUIDANCE)  # (R*K, C, h, w)
+    return base.decode(latents)  # (R*K, 3, H, W)
 
 
 def judge_rows(

@@ -5,8 +5,9 @@ Letters: B people, N photos of one person, C feature width, S side of a square, 
 
 from __future__ import annotations
 
-import functools
+import copy
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,12 +84,16 @@ class IdentityFeatures:
 class ImageFeatureEncoder(Protocol):
     """What reads image features from crops: ours, or one that a host brings."""
 
-    width: int
-    """Feature width C."""
+    @property
+    def width(self) -> int:
+        """Feature width C."""
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits over the weights; empty if unknown, then only the name is compared."""
+        """Over the weights and the grid; empty if unknown, then only the name is compared."""
+
+    def with_grid(self, grid: int) -> ImageFeatureEncoder:
+        """The same encoder with another grid of patches, see `image_features`; 0 is none."""
 
     @property
     def network(self) -> torch.nn.Module | None:
@@ -98,6 +103,31 @@ class ImageFeatureEncoder(Protocol):
         """Encode N arrays (H, W, 3) uint8 RGB, each squeezed to a square -> (N, C) float32 on the CPU."""
 
 
+def image_features(projected: Tensor, tokens: Tensor, grid: int) -> Tensor:
+    """Image features from a vision tower's outputs: the projection, and where in the picture what is.
+
+    CLIP's projection was trained to name a picture; of a face's features it keeps little. The patches still
+    have them: every patch is normalised, and they are averaged on a coarse grid. (IP-Adapter-Plus reads patch
+    tokens for the same reason.) [ours]
+
+    Args:
+        projected: (n, C') projected class token.
+        tokens: (n, L, W) of the last layer, the class token first, then a square of patches.
+        grid: G, cells on a side; 0 leaves the patches out.
+
+    Returns:
+        (n, C' + G * G * W) float32 on the CPU; cells row by row.
+    """
+    features = [projected.float().cpu()]  # (n, C')
+    if grid:
+        patches = functional.layer_norm(tokens[:, 1:].float(), tokens.shape[-1:])  # (n, L - 1, W)
+        side = math.isqrt(patches.shape[1])
+        square = patches.unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (n, W, side, side)
+        cells = functional.adaptive_avg_pool2d(square, grid)  # (n, W, G, G)
+        features.append(cells.permute(0, 2, 3, 1).flatten(1).cpu())  # (n, G * G * W)
+    return torch.cat(features, dim=1)
+
+
 class ImageEncoder:
     """Image features of a CLIP vision tower from a folder of transformers' ``CLIPVisionModelWithProjection``.
 
@@ -105,13 +135,18 @@ class ImageEncoder:
         folder: has config.json, model.safetensors and preprocessor_config.json.
         device: where it runs.
         dtype: its precision.
+        grid: of patches, see `image_features`; `DiffLoRA` takes the one that its checkpoint needs.
 
     Raises:
         FaceModelError: the folder is missing or incomplete.
     """
 
     def __init__(
-        self, folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        folder: str | Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        grid: int = 0,
     ) -> None:
         """Load the tower and its normalisation."""
         self.folder = Path(folder).expanduser().resolve()
@@ -132,14 +167,25 @@ class ImageEncoder:
                 "model.safetensors and preprocessor_config.json of a CLIP vision model; download it again"
             ) from error
         self._model = model.train(False).requires_grad_(False).to(device=device, dtype=dtype)
-        self._size = model.config.image_size
-        self.width: int = model.config.projection_dim
-        """Feature width C."""
+        self._weights_fingerprint = weights_fingerprint(self._model)
+        self.grid = grid
 
-    @functools.cached_property
+    @property
+    def width(self) -> int:
+        """Feature width C."""
+        config = self._model.config
+        return config.projection_dim + self.grid**2 * config.hidden_size
+
+    @property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits over the tower's weights."""
-        return weights_fingerprint(self._model)
+        """Sixteen hexadecimal digits over the tower's weights, and the grid if there is one."""
+        return self._weights_fingerprint + (f"-grid{self.grid}" if self.grid else "")
+
+    def with_grid(self, grid: int) -> ImageEncoder:
+        """The same tower with another grid of patches."""
+        other = copy.copy(self)
+        other.grid = grid
+        return other
 
     @property
     def network(self) -> torch.nn.Module:
@@ -162,11 +208,11 @@ class ImageEncoder:
         for start in range(0, len(photos), ENCODER_BATCH):
             pixels = torch.stack([self._pixels(photo) for photo in photos[start : start + ENCODER_BATCH]])
             pixels = pixels.to(self._model.visual_projection.weight)  # (n, 3, S, S)
-            parts.append(self._model(pixels).float().cpu())  # (n, C)
+            parts.append(image_features(*self._model(pixels), self.grid))  # (n, C)
         return torch.cat(parts)
 
     def _pixels(self, photo: np.ndarray) -> Tensor:
-        return (square_pixels(photo, self._size) - self._mean) / self._std  # (3, S, S)
+        return (square_pixels(photo, self._model.config.image_size) - self._mean) / self._std  # (3, S, S)
 
 
 def square_pixels(photo: np.ndarray, size: int) -> Tensor:

@@ -25,7 +25,9 @@ class MifConfig:
 
     Args:
         face_width: width of the face embedding (insightface: 512).
-        image_width: width of the image features (C).
+        image_width: width of the image features (C), the grid included.
+        image_grid: cells on a side of the patches among them, see `features.image_features`; 0 is the paper's
+            CLIP embedding alone.
         width: width of the condition (D), a multiple of heads.
         experts: experts in all, half of them read the face, half the image features; even.
         tokens_per_photo: tokens that each photo contributes (M).
@@ -35,6 +37,7 @@ class MifConfig:
 
     face_width: int = 512
     image_width: int = 96
+    image_grid: int = 0
     width: int = 128
     experts: int = 4
     tokens_per_photo: int = 4

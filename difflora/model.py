@@ -67,15 +67,17 @@ class DiffLoRA:
         image_encoder: ImageFeatureEncoder | None = None,
     ) -> None:
         """Check that checkpoint and face models belong together."""
-        width = checkpoint.networks.config.mif.image_width
+        mif = checkpoint.networks.config.mif
+        image_encoder = None if image_encoder is None else image_encoder.with_grid(mif.image_grid)
         if face_analyzer is not None and face_analyzer.name != checkpoint.face_pack:
             raise FaceModelError(
                 f"the face pack is {face_analyzer.name!r}, but the checkpoint was trained with "
                 f"{checkpoint.face_pack!r}: give that pack"
             )
-        if image_encoder is not None and image_encoder.width != width:
+        if image_encoder is not None and image_encoder.width != mif.image_width:
             raise FaceModelError(
-                f"the image encoder's features are {image_encoder.width} wide, the checkpoint needs {width}: "
+                f"the image encoder's features are {image_encoder.width} wide, the checkpoint needs "
+                f"{mif.image_width}: "
                 f"give {checkpoint.image_encoder!r}"
             )
         self.checkpoint = checkpoint

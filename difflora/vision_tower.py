@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,13 @@ class VisionConfig:
         if known["hidden_act"] not in ACTIVATIONS:
             raise KeyError(f"unknown hidden_act {known['hidden_act']!r}: known are {', '.join(ACTIVATIONS)}")
         return cls(**known)
+
+
+class VisionOutput(NamedTuple):
+    """Projected class token (B, C), and class token and patches of the last layer (B, L, W)."""
+
+    projected: Tensor
+    tokens: Tensor
 
 
 class Attention(nn.Module):
@@ -153,9 +160,8 @@ class VisionTransformer(nn.Module):
         self.post_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) -> class token (B, W)."""
-        x = self.encoder(self.pre_layrnorm(self.embeddings(pixels)))  # (B, L, W)
-        return self.post_layernorm(x[:, 0])  # (B, W)
+        """(B, 3, S, S) -> class token and patches (B, L, W), not yet normalised."""
+        return self.encoder(self.pre_layrnorm(self.embeddings(pixels)))  # (B, L, W)
 
 
 class VisionTower(nn.Module):
@@ -172,9 +178,11 @@ class VisionTower(nn.Module):
         self.vision_model = VisionTransformer(config)
         self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels (B, 3, S, S) -> image features (B, C)."""
-        return self.visual_projection(self.vision_model(pixels))
+    def forward(self, pixels: Tensor) -> VisionOutput:
+        """Normalised pixels (B, 3, S, S) -> what CLIP compares with text, and the tokens behind it."""
+        tokens = self.vision_model(pixels)  # (B, L, W)
+        projected = self.visual_projection(self.vision_model.post_layernorm(tokens[:, 0]))  # (B, C)
+        return VisionOutput(projected, tokens)
 
 
 def image_encoder_folder(name: str, folders: Sequence[str | Path]) -> Path | None:

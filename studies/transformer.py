@@ -29,7 +29,7 @@ from difflora.base_model import BaseModel
 from difflora.candidates import PROMPT
 from difflora.checkpoint import load_checkpoint
 from difflora.errors import DiffLoRAError
-from difflora.features import FaceAnalyzer, ImageEncoder
+from difflora.features import FaceAnalyzer
 from difflora.hypernetwork import LoraHypernetwork
 from difflora.layout import SharedDown
 from difflora.model import EMBEDDED_CHECKPOINT
@@ -58,9 +58,9 @@ from training.train_lae import TrainedLae
 Features = tuple[Tensor, Tensor, Tensor]
 """What MIF sees: face (B, N, 512), image (B, N, C), mask (B, N)."""
 RANKING_PICTURES = 4
-SHIPPED_STRENGTHS = (1.5,)
+SHIPPED_STRENGTHS = (1.25,)
 """What validation people chose for the shipped checkpoint."""
-GUIDANCE_STRENGTHS = (0.75, 1.0, 1.5)
+GUIDANCE_STRENGTHS = (0.75, 1.0, 1.25)
 """Guidance makes LoRAs larger: each needs its own strength."""
 CANDIDATES = (1, 2, 4, 8)
 
@@ -173,10 +173,7 @@ def open_material(options: argparse.Namespace, base: BaseModel) -> tuple[Materia
             f"{options.loras} has no predicted LoRAs: give what training.amortise wrote (--library)"
         )
     predicted = read_config(options.loras)["amortised"]["people"]
-    face_analyzer, image_encoder = (
-        FaceAnalyzer(world.FACE_PACK),
-        ImageEncoder(world.IMAGE_ENCODER, options.device),
-    )
+    face_analyzer, image_encoder = preset("synthetic").encoders(device=options.device)
     encoders = (base, face_analyzer, image_encoder)
     train_people, validation = (
         ScatteredPeople(split, config.photos_per_person, config.seed) for split in ("train", "validation")
@@ -240,9 +237,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=4, help="pictures of each person")
     parser.add_argument("--picture-steps", type=int, default=8, help="of the base model's sampler")
     parser.add_argument(
-        "--strengths", type=float, nargs="+", default=[1.0, 1.5, 2.0], help="of trained variants"
+        "--strengths", type=float, nargs="+", default=[1.0, 1.25, 1.5], help="of trained variants"
     )
-    parser.add_argument("--rank-strength", type=float, default=1.5, help="at which candidates are compared")
+    parser.add_argument("--rank-strength", type=float, default=1.25, help="at which candidates are compared")
     names = [variant.name for variant in VARIANTS]
     parser.add_argument("--variants", nargs="*", default=names, help="that are trained; none: only sample")
     parser.add_argument("--seed", type=int, default=0)

@@ -15,6 +15,7 @@ from difflora.checkpoint import Recommended
 from difflora.diffusion import DiffusionConfig, draw_noise
 from difflora.features import ImageEncoder
 from difflora.hypernetwork import LoraHypernetwork
+from difflora.mixing import MifConfig
 from training import train_dit
 from training.common import load_state, open_run, read_metrics
 from training.dit_losses import Data
@@ -24,6 +25,8 @@ from training.presets import fit_features, preset
 from training.settings import DitTrainingConfig
 from training.train_lae import TrainedLae, split_library
 
+PROJECTED = MifConfig.image_width
+"""Numbers of the synthetic encoder's projection, which stand in front of the patches."""
 LONGER = 1_000_000
 """Steps until the next measurement: none but the last."""
 
@@ -37,6 +40,7 @@ class Variant:
         sections: section of the report -> what the row is called there.
         face: whether MIF sees the face embedding.
         image: whether it sees the image features.
+        grid: whether these hold the patches beside CLIP's embedding, as ours do and the paper's do not.
         prediction: what the DiT predicts.
         linear_prior: whether it corrects a linear guess, as ours does, or guesses alone, as the paper's.
         people: predicted LoRAs that are trained on; None for the whole library, trained ones and predicted.
@@ -48,6 +52,7 @@ class Variant:
     sections: Mapping[str, str] = field(default_factory=dict)
     face: bool = True
     image: bool = True
+    grid: bool = True
     prediction: str = DiffusionConfig.prediction
     linear_prior: bool = True
     people: int | None = None
@@ -58,6 +63,8 @@ class Variant:
         """The pool as this variant sees it: what it may not see is zero, in training and after it."""
         face = pool.face if self.face else torch.zeros_like(pool.face)
         image = pool.image if self.image else torch.zeros_like(pool.image)
+        if not self.grid:
+            image = torch.cat([image[..., :PROJECTED], torch.zeros_like(image[..., PROJECTED:])], dim=-1)
         return replace(pool, face=face, image=image)
 
 
@@ -65,14 +72,15 @@ VARIANTS = (
     Variant(
         "mixed",
         {
-            "features": "face and image (MIF)",
+            "features": "face and image (MIF), patches included",
             "prediction": "x0, linear prior",
             "people": "{whole} predicted, {trained} of them trained as well",
             "loss": "weight space",
         },
     ),
+    Variant("no_grid", {"features": "face and image without patches (the paper's MIF)"}, grid=False),
     Variant("face_only", {"features": "face only"}, image=False),
-    Variant("image_only", {"features": "image only"}, face=False),
+    Variant("image_only", {"features": "image only, patches included"}, face=False),
     Variant("no_prior", {"prediction": "x0"}, linear_prior=False),
     Variant("v", {"prediction": "v"}, prediction="v", linear_prior=False),
     *(Variant(f"people_{n}", {"people": f"{n} predicted"}, people=n) for n in (64, 160, 320, 800)),

@@ -23,7 +23,6 @@ from torch import Tensor
 from difflora.autoencoder import explained_variance
 from difflora.base_model import BaseModel
 from difflora.controls import RidgeRegression
-from difflora.features import FaceAnalyzer, ImageEncoder
 from difflora.files import save_safetensors
 from difflora.normalisation import LoraNormalisation
 from difflora.synthetic import world
@@ -113,7 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     library = load_library(options.loras)
     base = BaseModel.load(options.base)
-    encoders = (FaceAnalyzer(options.face_pack), ImageEncoder(options.image_encoder, options.device))
+    encoders = preset("synthetic").encoders(options.face_pack, options.image_encoder, options.device)
     people = ScatteredPeople("train", dit.photos_per_person, dit.seed)
     pool = build_pool(options.cache / "train", people, options.people, base, *encoders)
 

@@ -87,11 +87,12 @@ def make_jobs(
         jobs[row] = {}
         for strength in strengths[row] if flat is not None else [0.0]:
             facts = [row if flat is None else "", split, strength, people, options.prompts]
-            facts += [options.picture_steps, seed, fingerprint, MEASURES]
+            facts += [options.picture_steps, options.picture_guidance, seed, fingerprint, MEASURES]
             digest = hashlib.sha256(f"{facts}".encode() + content).hexdigest()[:16]
             result = options.run / "results" / f"{split}-{row}-{strength:g}-{digest}.safetensors"
             jobs[row][strength] = Job(
-                row, split, strength, people, options.prompts, options.picture_steps, seed,
+                row, split, strength, people, options.prompts,
+                options.picture_steps, options.picture_guidance, seed,
                 options.checkpoint, options.base, options.device, options.face_pack, path, result,
             )  # fmt: skip
     return jobs
@@ -169,7 +170,8 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
         None if options.regressor is None else open_regressor(options.regressor, model, base.fingerprint)
     )
     say(f"controls from {len(library.people)} LoRAs")
-    features, valid = cached_library_features(model, library.people.tolist(), options.run, digest_of(*faces))
+    encoders = digest_of(*faces) + model.encoders.image_fingerprint
+    features, valid = cached_library_features(model, library.people.tolist(), options.run, encoders)
     controls = Controls(library, features, valid, model.checkpoint.networks.config.mif.face_width)
 
     panel, _ = open_panel(model, "validation", options.validation_people, options.prompts)
@@ -203,7 +205,8 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
     summary["photo_to_lora"] = measure_in_a_process(options.checkpoint, options.face_pack, options.device)
     settings = {
         "people": options.people, "validation_people": options.validation_people, "prompts": options.prompts,
-        "strengths": options.strengths, "picture_steps": options.picture_steps, "seed": options.seed,
+        "strengths": options.strengths, "picture_steps": options.picture_steps,
+        "picture_guidance": options.picture_guidance, "seed": options.seed,
         "library": len(library.people), "ridge_regulariser": regulariser, "base_model": base.name,
         "base_model_fingerprint": base.fingerprint, "layout": model.layout.fingerprint,
         "parameters_per_lora": model.layout.num_parameters, "difflora_steps": model.recommended.num_steps,
@@ -271,6 +274,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.75, 1.0, 1.25, 1.5])
     parser.add_argument("--picture-steps", type=int, default=12, help="of the base model's sampler")
+    parser.add_argument(
+        "--picture-guidance", type=float, default=world.PICTURE_GUIDANCE, help="of the base model as well"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes, each with one thread")
     parser.add_argument("--device", default="cpu")

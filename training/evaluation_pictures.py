@@ -60,6 +60,7 @@ class Job:
         people: B.
         prompts: K.
         picture_steps: steps of the base model's sampler.
+        picture_guidance: its classifier-free guidance.
         seed: of the noise, which all rows share.
         checkpoint: for the layout and the shared `lora_down`.
         base_model: pipeline folder.
@@ -75,6 +76,7 @@ class Job:
     people: int
     prompts: int
     picture_steps: int
+    picture_guidance: float
     seed: int
     checkpoint: Path
     base_model: Path
@@ -198,7 +200,8 @@ class Studio:
             flat = load_safetensors(job.weights, job.device)[0]["flat"]  # (B, P)
             checkpoint = load_checkpoint(job.checkpoint, job.device)
             loras = LoraBatch(checkpoint.layout, checkpoint.shared_down, flat, job.strength)
-        return draw_people(self.base, self.base.encode_prompts(prompts), noise, job.picture_steps, loras)
+        embeds = self.base.encode_prompts(prompts)  # (K, L, W)
+        return draw_people(self.base, embeds, noise, job.picture_steps, loras, job.picture_guidance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +216,12 @@ class LoraBatch:
 
 @torch.no_grad()
 def draw_people(
-    base: BaseModel, prompt_embeds: Tensor, noise: Tensor, num_steps: int, loras: LoraBatch | None
+    base: BaseModel,
+    prompt_embeds: Tensor,
+    noise: Tensor,
+    num_steps: int,
+    loras: LoraBatch | None,
+    guidance_scale: float = 1.0,
 ) -> Tensor:
     """Draw B people for K prompts, some people at a time.
 
@@ -223,6 +231,7 @@ def draw_people(
         noise: (B, K, C, h, w).
         num_steps: of the base model's sampler.
         loras: of the B people, or None for the base model itself.
+        guidance_scale: of the base model's sampler; 1 is none.
 
     Returns:
         (B, K, 3, H, W) in [-1, 1], on the CPU.
@@ -236,7 +245,7 @@ def draw_people(
             lora = batched_lora(base.denoiser, loras.layout, flat, loras.shared_down, loras.strength)
         prompts = prompt_embeds.repeat(len(rows), 1, 1)  # (b*K, T, W)
         with lora:
-            latents = base.sample(prompts, rows.flatten(0, 1), num_steps)  # (b*K, C, h, w)
+            latents = base.sample(prompts, rows.flatten(0, 1), num_steps, guidance_scale)  # (b*K, C, h, w)
         pictures.append(base.decode(latents).cpu().unflatten(0, rows.shape[:2]))  # (b, K, 3, H, W)
     return torch.cat(pictures)
 

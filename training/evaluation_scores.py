@@ -18,7 +18,7 @@ from difflora.files import load_safetensors, save_safetensors
 
 MAX_ACCURACY_LOSS = 0.05
 """Points of prompt accuracy that a LoRA may cost: the strength is the most alike within this."""
-ORACLE_TARGET, ACCURACY_TARGET = 0.85, 0.02
+ORACLE_TARGET, ACCURACY_TARGET, BASE_TARGET = 0.85, 0.02, 0.95
 GAP_TARGETS = {
     "difflora_1": ("one photo has", 0.95),
     "difflora_best": ("best of eight has", 1.0),
@@ -223,6 +223,8 @@ def targets(rows: Mapping[str, Any], comparisons: Mapping[str, Any]) -> dict[str
     reached = oracle[likeness]["mean"] / rows["true_renders"][likeness]["mean"]
     label = f"a LoRA trained on many pictures reaches {ORACLE_TARGET:.0%} of the true renders"
     met = {label: reached >= ORACLE_TARGET}
+    follows = base[accuracy]["mean"] / rows["true_renders"][accuracy]["mean"]
+    met[f"the base model follows prompts {BASE_TARGET:.0%} as well as the renderer"] = follows >= BASE_TARGET
     for name, (label, share) in GAP_TARGETS.items():
         if name in rows:
             met[f"{label} {share:.0%} of that LoRA's gain"] = rows[name]["gap_closed"]["mean"] >= share

@@ -186,6 +186,7 @@ def build_pool(
         "encoders": base.encoders_fingerprint,
         "face_pack": face_analyzer.name,
         "image_encoder": image_encoder.folder.name,
+        **({"image_grid": image_encoder.grid} if image_encoder.grid else {}),
     }
     only = {} if with_pictures else {"pictures": False}
     open_run(folder, {"people": people.description(), **models, **only})

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from difflora.autoencoder import LaeConfig
 from difflora.diffusion import DiffusionConfig
 from difflora.errors import DiffLoRAError
+from difflora.features import FaceAnalyzer, ImageEncoder
 from difflora.hypernetwork import HypernetworkConfig
 from difflora.mixing import MifConfig
 from difflora.synthetic import world
@@ -28,12 +29,12 @@ class Drawing:
 
     Args:
         num_steps: of the sampler.
-        guidance_scale: 1 is none, as the synthetic base model was trained to be used.
+        guidance_scale: classifier-free guidance of it; 1 is none.
         people_at_once: validation people in one pass of the base model; fewer need less memory.
     """
 
     num_steps: int = 12
-    guidance_scale: float = 1.0
+    guidance_scale: float = world.PICTURE_GUIDANCE
     people_at_once: int = 64
 
 
@@ -89,12 +90,19 @@ class Preset:
             raise DiffLoRAError(f"--{option} is missing: give {hints.get(kind, 'its path')}")
         return path
 
+    def encoders(
+        self, face_pack: Path | None = None, image_encoder: Path | None = None, device: str = "cpu"
+    ) -> tuple[FaceAnalyzer, ImageEncoder]:
+        """What reads photos for these networks; paths as for `file`, which says what is raised."""
+        tower, grid = self.file("image_encoder", image_encoder), self.networks.mif.image_grid
+        return FaceAnalyzer(self.file("face_pack", face_pack)), ImageEncoder(tower, device, grid=grid)
+
 
 SYNTHETIC = HypernetworkConfig(
     LaeConfig(
-        latent_tokens=16, latent_channels=16, token_size=512, token_width=32, width=128, linear_rank=256
+        latent_tokens=16, latent_channels=16, token_size=512, token_width=30, width=32, linear_rank=256
     ),
-    MifConfig(width=128),
+    MifConfig(width=128, image_grid=4),
     DitConfig(latent_tokens=16, latent_channels=16, condition_width=128, width=128, depth=4),
     linear_prior=True,
 )
@@ -127,7 +135,7 @@ PRESETS = {
             LaeConfig(
                 latent_tokens=4, latent_channels=8, token_size=256, token_width=8, width=32, linear_rank=16
             ),
-            MifConfig(width=32, heads=2),
+            MifConfig(width=32, heads=2, image_grid=2),
             DitConfig(latent_tokens=4, latent_channels=8, condition_width=32, width=32, depth=1, heads=2),
             linear_prior=True,
         ),
@@ -170,9 +178,14 @@ PRESETS = {
             validate_every=200,
         ),
     ),
-    # without what is ours, no linear path and no linear prior; from trained LoRAs (--library runs/loras)
+    # without what is ours (linear path and prior, patches); from trained LoRAs (--library runs/loras)
     "paper": Preset(
-        replace(SYNTHETIC, lae=replace(SYNTHETIC.lae, linear_rank=0), linear_prior=False),
+        replace(
+            SYNTHETIC,
+            lae=replace(SYNTHETIC.lae, linear_rank=0, token_width=32, width=128),
+            mif=replace(SYNTHETIC.mif, image_grid=0),
+            linear_prior=False,
+        ),
         LaeTrainingConfig(num_steps=700),
         DitTrainingConfig(num_steps=1500, batch_size=32, learning_rate=1e-3, image_loss_weight=0.0),
     ),
@@ -209,7 +222,7 @@ PRESETS = {
                 width=256,
                 linear_rank=256,
             ),
-            MifConfig(width=256),
+            MifConfig(width=256, image_grid=4),
             DitConfig(latent_tokens=16, latent_channels=16, condition_width=256, width=256, depth=6),
             linear_prior=True,
         ),

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from difflora.base_model import BaseModel
 from difflora.errors import CheckpointError, DiffLoRAError
-from difflora.features import FaceAnalyzer, ImageEncoder
 from difflora.files import save_safetensors
 from difflora.hypernetwork import LoraHypernetwork
 from difflora.refinement import RefinementConfig, refine_latents
@@ -88,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
     base = BaseModel.load(options.base, options.device)
     dit = preset("synthetic").dit
     rows = predicted_rows(library)[: options.people]  # (n,)
-    encoders = (FaceAnalyzer(options.face_pack), ImageEncoder(options.image_encoder, options.device))
+    encoders = preset("synthetic").encoders(options.face_pack, options.image_encoder, options.device)
     people = ScatteredPeople("train", dit.photos_per_person, dit.seed)
     pool = build_pool(options.cache / "train", people, len(rows), base, *encoders)
     pool = pool.to(options.device)

@@ -134,7 +134,7 @@ class RegressorTrainingConfig:
     start: str = "ridge"
     bases: int = 128
     hidden: int = 256
-    learning_rate: float = 1e-3
+    learning_rate: float = 4e-4
     warmup: int = 20
     weight_decay: float = 1e-2
     ema_decay: float = 0.99

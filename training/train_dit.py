@@ -21,7 +21,6 @@ from difflora.base_sketch import sketch_base
 from difflora.checkpoint import Checkpoint, Recommended, save_checkpoint
 from difflora.diffusion import DiffusionConfig
 from difflora.errors import CheckpointError
-from difflora.features import FaceAnalyzer, ImageEncoder
 from difflora.hypernetwork import LoraHypernetwork
 from difflora.linear_prior import LinearPrior
 from training.common import (
@@ -216,8 +215,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"{options.loras} was made for the base model {made_for}, {base.name} is "
             f"{base.fingerprint}: give the same one with --base"
         )
-    face_analyzer = FaceAnalyzer(chosen.file("face_pack", options.face_pack))
-    image_encoder = ImageEncoder(chosen.file("image_encoder", options.image_encoder), device)
+    face_analyzer, image_encoder = chosen.encoders(options.face_pack, options.image_encoder, device)
 
     needed = int(library.people.max()) + 1
     count = max(needed, config.pool_people) if config.image_loss_weight else needed

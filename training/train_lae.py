@@ -37,7 +37,9 @@ from training.presets import PRESETS, LaeTrainingConfig, apply_options, config_o
 REPORT_EVERY = 50
 SAVE_EVERY = 500
 MEASURED_ROWS = 512
-COMPONENT_ROWS = 2048  # random LoRAs that give the principal components, which the linear path starts from
+COMPONENT_ROWS = 2048
+"""LoRAs that give the principal components, which the linear path starts from: the first of the library, as
+trained LoRAs stand in front of predicted ones, differ in more directions, and are few of a random choice."""
 KEPT_NUMBERS = 2**29  # 2 GiB in float32: a library with more numbers stays on disk
 
 
@@ -114,7 +116,7 @@ def train(
     lae = network(layout, lae_config).to(device)
     if lae_config.linear_rank:
         shown = min(training.stop, COMPONENT_ROWS, KEPT_NUMBERS // library.shape[1])
-        lae.start_from_components(read(torch.randperm(training.stop)[:shown]))
+        lae.start_from_components(read(first_rows(training, shown)))
     average = Average(lae, config.ema_decay)
     optimiser = torch.optim.AdamW(
         lae.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay

@@ -23,7 +23,6 @@ from torch import Tensor
 from difflora.base_model import BaseModel
 from difflora.controls import PrincipalComponents, RidgeRegression
 from difflora.errors import CheckpointError, DiffLoRAError
-from difflora.features import FaceAnalyzer, ImageEncoder
 from difflora.layout import SharedDown
 from difflora.picture_loss import picture_losses
 from difflora.synthetic import world
@@ -43,7 +42,7 @@ from training.dit_losses import image_gain, noisy_features
 from training.lora_library import Library, library_option, load_library
 from training.optimising import Average, rate_at
 from training.photo_pool import PhotoPool, ScatteredPeople, build_pool, choose_photos, pool_photos
-from training.presets import Drawing, apply_options, config_options
+from training.presets import Drawing, apply_options, config_options, preset
 from training.settings import RIDGE_REGULARISER, RegressorTrainingConfig
 
 SAVE_EVERY = 100
@@ -212,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{options.loras} was made for the base model {made_for}, {base.name} is {base.fingerprint}: "
             "give the same one with --base"
         )
-    encoders = (base, FaceAnalyzer(options.face_pack), ImageEncoder(options.image_encoder))
+    encoders = (base, *preset("synthetic").encoders(options.face_pack, options.image_encoder))
     train_people, validation_people = (
         ScatteredPeople(split, config.photos_per_person, config.seed) for split in ("train", "validation")
     )

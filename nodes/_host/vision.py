@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...difflora.errors import FaceModelError
-from ...difflora.features import ENCODER_BATCH, square_pixels
+from ...difflora.features import ENCODER_BATCH, image_features, square_pixels
 
 PROJECTION = "visual_projection.weight"
 
@@ -23,6 +23,7 @@ class ClipVisionEncoder:
 
     Args:
         clip_vision: a CLIP vision tower with its projection.
+        grid: of patches, see `image_features`; the DiffLoRA model sets the one that it needs.
 
     Raises:
         FaceModelError: it is of another kind (SigLIP, DINOv2) or lacks the projection.
@@ -32,16 +33,25 @@ class ClipVisionEncoder:
     fingerprint = ""
     """Unknown: the host may hold the weights in another precision than the file."""
 
-    def __init__(self, clip_vision: comfy.clip_vision.ClipVisionModel) -> None:
-        """Read the feature width."""
+    def __init__(self, clip_vision: comfy.clip_vision.ClipVisionModel, grid: int = 0) -> None:
+        """Look for the projection."""
         weights = clip_vision.get_sd()
         if PROJECTION not in weights:
             raise FaceModelError(
                 "this CLIP_VISION has no projection (SigLIP and DINOv2 have none): load the CLIP vision "
                 "model that the DiffLoRA checkpoint names"
             )
-        self.width = int(weights[PROJECTION].shape[0])
-        self._clip_vision = clip_vision
+        self._projected, self._hidden = weights[PROJECTION].shape
+        self._clip_vision, self._grid = clip_vision, grid
+
+    @property
+    def width(self) -> int:
+        """Feature width C."""
+        return self._projected + self._grid**2 * self._hidden
+
+    def with_grid(self, grid: int) -> ClipVisionEncoder:
+        """The same tower with another grid of patches."""
+        return ClipVisionEncoder(self._clip_vision, grid)
 
     def encode(self, photos: Sequence[np.ndarray]) -> Tensor:
         """Encode pictures, squeezed to the tower's square exactly as our own encoder does it.
@@ -57,5 +67,6 @@ class ClipVisionEncoder:
             batch = photos[start : start + ENCODER_BATCH]
             squares = torch.stack([square_pixels(photo, self._clip_vision.image_size) for photo in batch])
             output = self._clip_vision.encode_image(squares.movedim(1, -1), crop=False)  # takes (n, S, S, 3)
-            parts.append(output["image_embeds"].float().cpu())  # (n, C)
+            features = image_features(output["image_embeds"], output["last_hidden_state"], self._grid)
+            parts.append(features)  # (n, C)
         return torch.cat(parts)

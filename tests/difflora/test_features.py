@@ -81,6 +81,31 @@ def test_image_features_equal_those_of_the_transformers_processor(encoder_folder
     assert encoder.encode([]).shape == (0, WIDTH)
 
 
+def test_a_grid_adds_averages_of_normalised_patches(encoder_folder: Path) -> None:
+    encoder = ImageEncoder(encoder_folder)
+    photo = np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    from transformers import CLIPVisionModelWithProjection
+
+    model = CLIPVisionModelWithProjection.from_pretrained(encoder_folder).train(False)
+    pixels = (torch.from_numpy(photo).float() / 255 - torch.tensor([0.4, 0.5, 0.6])) / torch.tensor(
+        [0.2, 0.3, 0.4]
+    )
+    tokens = model(pixel_values=pixels.permute(2, 0, 1)[None]).last_hidden_state[0, 1:].detach()  # (16, 16)
+    tokens = (tokens - tokens.mean(1, keepdim=True)) / (
+        tokens.var(1, unbiased=False, keepdim=True) + 1e-5
+    ).sqrt()
+    four = tokens.reshape(4, 4, 16)  # 32 px in patches of 8
+    cells = [four[row : row + 2, column : column + 2].mean((0, 1)) for row in (0, 2) for column in (0, 2)]
+    wider = encoder.with_grid(2)
+    features = wider.encode([photo])
+    torch.testing.assert_close(features[:, :WIDTH], encoder.encode([photo]))
+    torch.testing.assert_close(features[0, WIDTH:], torch.cat(cells), atol=1e-4, rtol=1e-4)
+    assert features.shape == (1, wider.width) == (1, WIDTH + 4 * 16)
+    assert wider.encode([]).shape == (0, wider.width)
+    assert encoder.width == WIDTH, "the other encoder stays as it is"
+    assert wider.fingerprint != encoder.fingerprint == wider.with_grid(0).fingerprint
+
+
 def test_an_incomplete_image_encoder_says_what_is_missing(encoder_folder: Path, tmp_path) -> None:
     shutil.copytree(encoder_folder, tmp_path / "partial")
     (tmp_path / "partial" / "model.safetensors").write_bytes(b"damaged")
