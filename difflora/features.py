@@ -208,7 +208,8 @@ class ImageEncoder:
         for start in range(0, len(photos), ENCODER_BATCH):
             pixels = torch.stack([self._pixels(photo) for photo in photos[start : start + ENCODER_BATCH]])
             pixels = pixels.to(self._model.visual_projection.weight)  # (n, 3, S, S)
-            parts.append(image_features(*self._model(pixels), self.grid))  # (n, C)
+            seen = self._model(pixels)
+            parts.append(image_features(seen.projected, seen.tokens, self.grid))  # (n, C)
         return torch.cat(parts)
 
     def _pixels(self, photo: np.ndarray) -> Tensor:

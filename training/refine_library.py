@@ -32,7 +32,7 @@ from training.presets import preset
 from training.train_lae import TrainedLae
 
 SHARD_PEOPLE = 16
-CONFIG = RefinementConfig(num_steps=12, learning_rate=0.15, noises=4)
+CONFIG = RefinementConfig(num_steps=6, learning_rate=0.2, noises=4)
 
 
 def predicted_rows(library: Library) -> Tensor:

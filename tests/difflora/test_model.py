@@ -9,12 +9,12 @@ from difflora import model as model_module
 from difflora.autoencoder import LaeConfig
 from difflora.checkpoint import Checkpoint, Recommended
 from difflora.errors import CheckpointError, DiffLoRAError, FaceModelError
-from difflora.features import Encoders, IdentityFeatures
+from difflora.features import Encoders, IdentityFeatures, ImageEncoder
 from difflora.hypernetwork import HypernetworkConfig, LoraHypernetwork
 from difflora.latents import BLEND_MODES, blend_latents
 from difflora.layout import LoraLayout, ModuleSpec, init_shared_down
 from difflora.mixing import MifConfig
-from difflora.model import DiffLoRA
+from difflora.model import EMBEDDED_IMAGE_ENCODER, DiffLoRA
 from difflora.transformer import DitConfig
 
 LAYOUT = LoraLayout((ModuleSpec("a", 8, 12), ModuleSpec("b", 8, 10)), rank=2, alpha=2.0)
@@ -123,3 +123,12 @@ def test_errors_say_what_to_do(model: DiffLoRA, tmp_path, monkeypatch) -> None:
         DiffLoRA.load()
     with pytest.raises(CheckpointError, match="no such file"):
         DiffLoRA.load(tmp_path / "absent.safetensors")
+
+
+def test_the_image_encoder_gets_the_grid_that_the_checkpoint_needs() -> None:
+    plain = ImageEncoder(EMBEDDED_IMAGE_ENCODER)
+    model = DiffLoRA.load(image_encoder=plain)
+    needed = model.checkpoint.networks.config.mif
+    assert needed.image_grid > 0, "else this test shows nothing"
+    assert model.image_encoder is not None and model.image_encoder.width == needed.image_width > plain.width
+    assert model.encoders == DiffLoRA.load().encoders
