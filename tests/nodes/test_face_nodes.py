@@ -164,7 +164,7 @@ GENERATE = {"seed": 0, "steps": 0, "guidance": 0.0, "variation": 0.0}
 
 
 def test_clip_vision_of_another_width_is_refused(server) -> None:
-    with pytest.raises(ExecutionFailed, match="features are 48 wide, the checkpoint needs 96"):
+    with pytest.raises(ExecutionFailed, match="features are 2096 wide, the checkpoint needs 2144"):
         server.run({**chain(clip_vision=["clip", 0]), **clip_vision(48)})
 
 
