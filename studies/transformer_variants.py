@@ -72,15 +72,15 @@ VARIANTS = (
     Variant(
         "mixed",
         {
-            "features": "face and image (MIF), patches included",
+            "features": "face and image (MIF)",
             "prediction": "x0, linear prior",
             "people": "{whole} predicted, {trained} of them trained as well",
             "loss": "weight space",
         },
     ),
-    Variant("no_grid", {"features": "face and image without patches (the paper's MIF)"}, grid=False),
+    Variant("no_grid", {"features": "without patches"}, grid=False),
     Variant("face_only", {"features": "face only"}, image=False),
-    Variant("image_only", {"features": "image only, patches included"}, face=False),
+    Variant("image_only", {"features": "image only"}, face=False),
     Variant("no_prior", {"prediction": "x0"}, linear_prior=False),
     Variant("v", {"prediction": "v"}, prediction="v", linear_prior=False),
     *(Variant(f"people_{n}", {"people": f"{n} predicted"}, people=n) for n in (64, 160, 320, 800)),

@@ -83,7 +83,7 @@ def predict_by_regressor(
     Raises:
         CheckpointError: it was trained for another base model, or on another library's `lora_down`.
     """
-    regressor = open_regressor(path, library, base)
+    regressor = open_regressor(path, library, base, pool.image.shape[-1])
 
     def predict(rows: Tensor) -> Tensor:
         photos = torch.arange(pool.valid.shape[1]).expand(len(rows), -1)  # (n, F)

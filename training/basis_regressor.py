@@ -155,11 +155,13 @@ def load_regressor(
     return regressor.train(False).requires_grad_(False), shared_down, metadata["base_model_fingerprint"]
 
 
-def open_regressor(path: Path, expected: MakesLoras, base_fingerprint: str) -> BasisRegressor:
-    """The regressor of a file, checked against whose LoRAs it is to make and for which base model.
+def open_regressor(
+    path: Path, expected: MakesLoras, base_fingerprint: str, image_width: int
+) -> BasisRegressor:
+    """The regressor of a file, checked against whose LoRAs it is to make, for which base model, from what.
 
     Raises:
-        CheckpointError: it makes other LoRAs, or was trained for another base model.
+        CheckpointError: it makes other LoRAs, or was trained for another base model or on other features.
     """
     regressor, shared_down, made_for = load_regressor(path)
     advice = "train one with training.train_regressor on the same library"
@@ -167,5 +169,10 @@ def open_regressor(path: Path, expected: MakesLoras, base_fingerprint: str) -> B
     if made_for != base_fingerprint:
         raise CheckpointError(
             f"the regressor {path} was made for the base model {made_for}, not {base_fingerprint}: {advice}"
+        )
+    if regressor.config.image_width != image_width:
+        raise CheckpointError(
+            f"the regressor {path} was trained on image features of width {regressor.config.image_width}, "
+            f"these have {image_width}: {advice}"
         )
     return regressor

@@ -166,9 +166,9 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
     check_same_library(library, model)
     counts = {"validation": options.validation_people, "test": options.people}
     trained = trained_rows(model, options.loras, counts)
-    regressor = (
-        None if options.regressor is None else open_regressor(options.regressor, model, base.fingerprint)
-    )
+    regressor, width = None, model.checkpoint.networks.config.mif.image_width
+    if options.regressor is not None:
+        regressor = open_regressor(options.regressor, model, base.fingerprint, width)
     say(f"controls from {len(library.people)} LoRAs")
     encoders = digest_of(*faces) + model.encoders.image_fingerprint
     features, valid = cached_library_features(model, library.people.tolist(), options.run, encoders)

@@ -42,7 +42,7 @@ def test_the_reported_judge_chooses_nothing():
 
 def test_every_section_has_its_rows_and_its_baseline(rows):
     found = sections(SETTINGS, *rows)
-    assert list(found["features"]) == ["face and image (MIF)", "face only", "image only"]
+    assert list(found["features"]) == ["face and image (MIF)", "without patches", "face only", "image only"]
     assert found["people"]["1318 predicted, 320 of them trained as well"]["difference"] is None
     assert found["steps, noise 1"]["8"]["difference"] is None
     assert found["steps, noise 1"]["16"]["difference"]["mean"] == pytest.approx(0.08)

@@ -21,6 +21,7 @@ from training.basis_regressor import (
 from training.evaluation_report import LABELS
 from training.lora_library import SHARED_DOWN_NAME
 
+WIDTH = DiffLoRA.load().checkpoint.networks.config.mif.image_width
 SIZE = "--people 2 --validation-people 2 --prompts 2 --picture-steps 1 --strengths 1".split()
 
 
@@ -45,20 +46,26 @@ def regressor(tmp_path):
     model, base = DiffLoRA.load(), BaseModel.load(world.BASE_MODEL)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = BasisRegressor(model.layout, BasisRegressorConfig(hidden=4, bases=2))
+        made = BasisRegressor(model.layout, BasisRegressorConfig(image_width=WIDTH, hidden=4, bases=2))
         torch.nn.init.normal_(made.basis, std=0.02)
     return save_regressor(tmp_path / "r.safetensors", made, dict(model.shared_down), base.fingerprint)
+
+
+def test_a_regressor_of_other_features_is_refused(regressor):
+    model, base = DiffLoRA.load(), BaseModel.load(world.BASE_MODEL).fingerprint
+    with pytest.raises(CheckpointError, match=f"width {WIDTH}, these have 96: train one"):
+        open_regressor(regressor, model, base, 96)
 
 
 def test_a_regressor_of_another_base_model_is_refused(regressor):
     model = DiffLoRA.load()
     with pytest.raises(CheckpointError, match="not 0123: train one"):
-        open_regressor(regressor, model, "0123")
+        open_regressor(regressor, model, "0123", WIDTH)
     made, shared_down, base = load_regressor(regressor)
     moved = {name: down + 0.1 for name, down in shared_down.items()}
     save_regressor(regressor, made, moved, base)
     with pytest.raises(CheckpointError, match="lora_down"):
-        open_regressor(regressor, model, base)
+        open_regressor(regressor, model, base, WIDTH)
 
 
 def test_evaluation_writes_its_report_and_measures_nothing_twice(library, regressor, tmp_path):
