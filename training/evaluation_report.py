@@ -279,17 +279,18 @@ def draw_plot(report: Mapping[str, Any], path: Path) -> None:
         left.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", color=colour, capsize=3)
         if LEAST_SHOWN < likeness["mean"] and name != "true_renders":
             point = (100 * accuracy["mean"], likeness["mean"])
+            right_side = ours and name != "difflora_best"  # which lies on the point of one photo
             right.plot(*point, "o", color=colour)
             right.annotate(
-                HEADINGS[name], point, xytext=(7 if ours else -7, -3), ha="left" if ours else "right",
-                textcoords="offset points", fontsize=8, color=colour,
+                HEADINGS[name], point, xytext=(7 if right_side else -7, -3), textcoords="offset points",
+                ha="left" if right_side else "right", fontsize=8, color=colour,
             )  # fmt: skip
     names = [LABELS[name].strip("*") for name in reversed(rows)]
     left.set_yticks(range(len(names)), names)
     left.set_xlabel("identity similarity, 95 % interval over people")
     right.set_xlabel("prompt accuracy, %")
     right.set_ylabel("identity similarity")
-    right.margins(x=0.3)
+    right.margins(x=0.4)
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.tight_layout()
