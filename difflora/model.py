@@ -77,8 +77,7 @@ class DiffLoRA:
         if image_encoder is not None and image_encoder.width != mif.image_width:
             raise FaceModelError(
                 f"the image encoder's features are {image_encoder.width} wide, the checkpoint needs "
-                f"{mif.image_width}: "
-                f"give {checkpoint.image_encoder!r}"
+                f"{mif.image_width}: give {checkpoint.image_encoder!r}"
             )
         self.checkpoint = checkpoint
         self.face_analyzer, self.image_encoder = face_analyzer, image_encoder

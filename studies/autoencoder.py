@@ -3,8 +3,10 @@
 Variants of the LAE (`studies.lae_variants`) and principal components learn from one library. Judged by
 pictures: how much of the similarity that a held-out person's LoRA gains over the base model is left after
 compressing and decoding it. Two kinds of LoRAs are compressed: trained ones, with their luck, and predicted
-ones, without. Then two experiments of the paper: keep only some of a LoRA's numbers (Fig. 4), and compress
-low-rank against full-rank weights (Fig. 2; libraries of `studies.learnability`).
+ones, without. Trained ones a second time, with the code fitted to what the LoRA does: that tells what the
+encoder loses from what the decoder cannot say (`studies.latent_fitting`). Then two experiments of the paper:
+keep only some of a LoRA's numbers (Fig. 4), and compress low-rank against full-rank weights (Fig. 2;
+libraries of `studies.learnability`).
 
 Needs a library with trained and predicted LoRAs (`training.make_loras`, also with `--split validation`, then
 `training.amortise`). Trained networks and measured pictures are kept: run it again to go on.
@@ -37,6 +39,7 @@ from difflora.synthetic.judge import Judge
 from studies.autoencoder_report import draw_plot, tables
 from studies.common import Gallery, interval, study_options, write_study
 from studies.lae_variants import TRAINING, VARIANTS, Variant
+from studies.latent_fitting import fit_codes
 from studies.libraries import SETTINGS, Loras
 from training.common import open_run, read_config, say
 from training.lora_library import Library, load_library
@@ -51,7 +54,18 @@ KEPT_SHARES = (0.01, 0.05, 0.2, 0.5, 0.8)
 RANK_LIBRARIES = ("attention_rank_1", "attention", "attention_rank_64")
 RANK_COMPONENTS = (8, 16, 31)
 
-Roundtrip = Callable[[Tensor], Tensor]  # normalised (B, P) -> normalised (B, P)
+
+@dataclass(frozen=True)
+class Codec:
+    """Compresses and decodes LoRAs.
+
+    Args:
+        encode: normalised (B, P) -> codes (B, ...).
+        decode: codes (B, ...) -> normalised (B, P).
+    """
+
+    encode: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,24 +120,33 @@ def train_variant(
     return lae, normalisation, json.loads(path.read_text(encoding="utf-8"))
 
 
-def measure_roundtrip(
-    roundtrip: Roundtrip, normalisation: LoraNormalisation, groups: Mapping[str, Group]
+def measure_codec(
+    codec: Codec, normalisation: LoraNormalisation, groups: Mapping[str, Group]
 ) -> dict[str, Any]:
     """R2 and share of the gain that is kept, for both kinds of LoRAs.
 
     Args:
-        roundtrip: compresses and decodes.
+        codec: compresses and decodes.
         normalisation: of its library.
         groups: kind of LoRA -> held-out people.
     """
+
+    def weights(codes: Tensor) -> Tensor:
+        return normalisation.denormalise(codec.decode(codes))  # (B, P)
+
     row: dict[str, Any] = {}
     for kind, group in groups.items():
         normal = normalisation.normalise(group.loras.flat)  # (B, P)
-        decoded = roundtrip(normal)  # (B, P)
-        flat = normalisation.denormalise(decoded)  # (B, P)
-        row[kind] = {"r2": round(float(explained_variance(decoded, normal)), 4), "kept": group.kept(flat)}
+        with torch.no_grad():
+            codes = codec.encode(normal)  # (B, ...)
+            flat = weights(codes)  # (B, P)
+            r2 = float(explained_variance(normalisation.normalise(flat), normal))
+        row[kind] = {"r2": round(r2, 4), "kept": group.kept(flat)}
         if kind == "trained":
             row[kind]["kept_stronger"] = group.kept(flat, STRONGER)
+            fitted = fit_codes(group.gallery.base, group.loras, weights, codes)  # (B, ...)
+            with torch.no_grad():
+                row[kind]["kept_fitted"] = group.kept(weights(fitted))
     return row
 
 
@@ -132,10 +155,8 @@ def measure_lae(
 ) -> dict[str, Any]:
     """What a trained LAE keeps."""
     lae = lae.to(device).train(False)
-    with torch.no_grad():
-        return measure_roundtrip(
-            lambda flat: lae.decode(lae.encode(flat.to(device))).cpu(), normalisation.to("cpu"), groups
-        )
+    codec = Codec(lambda flat: lae.encode(flat.to(device)), lambda codes: lae.decode(codes).cpu())
+    return measure_codec(codec, normalisation.to("cpu"), groups)
 
 
 def measurements(
@@ -174,7 +195,7 @@ def measure_components(
     # a library of few people has fewer than were asked for
     for numbers in sorted({min(count, len(most.basis)) for count in components}):
         fewer = replace(most, basis=most.basis[:numbers])  # (Q, P)
-        row = measure_roundtrip(lambda x, own=fewer: own.reconstruct(own.project(x)), normalisation, groups)
+        row = measure_codec(Codec(fewer.project, fewer.reconstruct), normalisation, groups)
         label = f"{numbers} principal components, {name} LoRAs"
         rows[f"pca_{name}_{numbers}"] = {"label": label, "numbers": numbers, "seconds": seconds, **row}
         say(f"{label}: {row}")

@@ -29,6 +29,7 @@ def compression_table(report: Mapping[str, Any]) -> str:
             f"{row['trained']['r2']:.2f}",
             shown(row["trained"]["kept"], percent=True),
             shown(row["trained"]["kept_stronger"], percent=True),
+            shown(row["trained"]["kept_fitted"], percent=True),
             f"{row['predicted']['r2']:.2f}",
             shown(row["predicted"]["kept"], percent=True),
             "" if row["seconds"] is None else f"{row['seconds']:.0f}",
@@ -37,7 +38,7 @@ def compression_table(report: Mapping[str, Any]) -> str:
     ]
     header = (
         *("autoencoder", "numbers", "smaller"),
-        *("trained LoRA: R2", "gain kept", "gain kept, decoded at 1.5"),
+        *("trained LoRA: R2", "gain kept", "gain kept, decoded at 1.5", "gain kept, code fitted"),
         *("predicted LoRA: R2", "gain kept", "CPU s"),
     )
     return table(header, rows)

@@ -4,12 +4,17 @@
     python -m training.make_loras --split test --people 128
     python -m training.evaluate --readme README.md
 
-Two more rows, left out without their files: LoRAs trained on the reference photo, the end-to-end regressor.
+More rows, left out without their files: LoRAs trained on the reference photo, LoRAs trained from DiffLoRA's
+predictions, the end-to-end regressor.
 
     python -m training.make_loras --split validation --people 16 --reference
     python -m training.make_loras --split test --people 128 --reference
+    START="--start difflora/synthetic/weights/difflora.safetensors --learning-rate 0.01"
+    python -m training.make_loras $START --out runs/loras_started --split validation --people 16
+    python -m training.make_loras $START --out runs/loras_started --split test --people 128
     python -m training.train_regressor
-    python -m training.evaluate --regressor runs/regressor/regressor.safetensors --readme README.md
+    MORE="--started runs/loras_started --regressor runs/regressor/regressor.safetensors"
+    python -m training.evaluate $MORE --readme README.md
 
 Writes `evaluation.json`, `results.md` and two pictures to `docs/`, and the README's table. Every
 measurement is kept in the run folder under a digest of all that it depends on: run it again to go on.
@@ -56,6 +61,7 @@ from training.evaluation_rows import (
 )
 from training.evaluation_scores import Measurement, choose_strength, curve_values, summarise
 from training.lora_library import REFERENCE_SUFFIX, library_option, load_library
+from training.prompt_following import measure_prompt_following
 
 MEASURES = 2
 """Version of what is measured on pictures: results of another one are measured again."""
@@ -165,7 +171,7 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
     library = load_library(options.loras)
     check_same_library(library, model)
     counts = {"validation": options.validation_people, "test": options.people}
-    trained = trained_rows(model, options.loras, counts)
+    trained = trained_rows(model, options.loras, counts, options.started)
     regressor, width = None, model.checkpoint.networks.config.mif.image_width
     if options.regressor is not None:
         regressor = open_regressor(options.regressor, model, base.fingerprint, width)
@@ -195,13 +201,24 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
     chosen = {name: curve[strengths.get(name, 0.0)] for name, curve in measured.items()}
     for name in set(FROM_PHOTO) & set(seconds):
         seconds[name] += encoding_seconds
-    for name, folder in (("trained_lora", "test"), ("trained_one_photo", f"test{REFERENCE_SUFFIX}")):
-        if (trained_seconds := training_seconds(options.loras, folder)) is not None:
+    made_by = {
+        "trained_lora": (options.loras, "test"),
+        "trained_one_photo": (options.loras, f"test{REFERENCE_SUFFIX}"),
+        "trained_started": (options.started, "test"),
+    }
+    for name in made_by.keys() & rows.keys():
+        if (trained_seconds := training_seconds(*made_by[name])) is not None:
             seconds[name] = trained_seconds
 
-    summary = summarise(chosen, strengths, seconds)
+    judge = Judge.load()
+    say("the base model alone, on many prompts")
+    drawing = (options.following_prompts, options.picture_steps, options.picture_guidance, options.seed)
+    digest = hashlib.sha256(f"{drawing}{fingerprints['test']}".encode()).hexdigest()[:16]
+    path = options.run / "results" / f"following-{digest}.safetensors"
+    follows = measure_prompt_following(base, judge, *drawing, path)
+    summary = summarise(chosen, strengths, seconds, follows)
     shown = [first_photos(features, 1) for features in panel.features]
-    summary["candidates"] = spread_of_candidates(model, shown, made.ranking, Judge.load())
+    summary["candidates"] = spread_of_candidates(model, shown, made.ranking, judge)
     summary["photo_to_lora"] = measure_in_a_process(options.checkpoint, options.face_pack, options.device)
     settings = {
         "people": options.people, "validation_people": options.validation_people, "prompts": options.prompts,
@@ -226,19 +243,26 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
     write_report(report, options.out, options.readme)
 
 
-def trained_rows(model: DiffLoRA, folder: Path, counts: Mapping[str, int]) -> dict[str, dict[str, Tensor]]:
+def trained_rows(
+    model: DiffLoRA, folder: Path, counts: Mapping[str, int], started: Path | None = None
+) -> dict[str, dict[str, Tensor]]:
     """Split -> row -> LoRAs trained on its people; those from one photo only if both splits have them.
 
     Args:
         model: whose library it is.
         folder: the library.
         counts: split -> people.
+        started: library whose training started from predictions; None leaves the row out.
     """
     rows = {s: {"trained_lora": loras_of(load_library(folder, s), model, n, s)} for s, n in counts.items()}
     if all((folder / f"{split}{REFERENCE_SUFFIX}").is_dir() for split in counts):
         for split, count in counts.items():
             library = load_library(folder, f"{split}{REFERENCE_SUFFIX}")
             rows[split]["trained_one_photo"] = loras_of(library, model, count, split, "--reference ")
+    if started is not None:
+        for split, count in counts.items():
+            library = load_library(started, split)
+            rows[split]["trained_started"] = loras_of(library, model, count, split, "--start CHECKPOINT ")
     return rows
 
 
@@ -265,6 +289,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--face-pack", type=Path, default=world.FACE_PACK, help="of the checkpoint")
     parser.add_argument("--base", type=Path, default=world.BASE_MODEL, help="pipeline folder")
     library_option(parser, "runs/loras")
+    parser.add_argument("--started", type=Path, help="library by make_loras --start; without, no such row")
     parser.add_argument("--regressor", type=Path, help="what train_regressor wrote; without, no such row")
     parser.add_argument("--run", type=Path, default=Path("runs/evaluation"), help="folder of measurements")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the report")
@@ -272,6 +297,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--people", type=int, default=128, help="test people")
     parser.add_argument("--validation-people", type=int, default=16)
     parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument(
+        "--following-prompts", type=int, default=1024, help="on which the base model alone is measured"
+    )
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.75, 1.0, 1.25, 1.5])
     parser.add_argument("--picture-steps", type=int, default=12, help="of the base model's sampler")
     parser.add_argument(

@@ -29,11 +29,13 @@ LABELS = {
     "regressor": "end-to-end regressor, image loss",
     "trained_one_photo": "LoRA trained on that one photo",
     "lae_trained": "trained LoRA through the LAE",
+    "lae_started": "LoRA trained from a prediction, through the LAE",
     "difflora_1": "**DiffLoRA, one photo**",
     "difflora_best": f"DiffLoRA, one photo, best of {NUM_CANDIDATES}",
     "difflora_refined": "DiffLoRA, one photo, refined",
     "difflora_4": "DiffLoRA, four photos",
     "trained_lora": "LoRA trained on the person (oracle)",
+    "trained_started": "the same, started from DiffLoRA's prediction",
     "true_renders": "other renders of the person (ceiling)",
 }
 HEADINGS = {
@@ -45,11 +47,13 @@ HEADINGS = {
     "regressor": "regressor",
     "trained_one_photo": "trained on 1",
     "lae_trained": "LAE(trained)",
+    "lae_started": "LAE(started)",
     "difflora_1": "DiffLoRA",
     "difflora_best": f"best of {NUM_CANDIDATES}",
     "difflora_refined": "refined",
     "difflora_4": "DiffLoRA, 4",
     "trained_lora": "trained",
+    "trained_started": "started",
     "true_renders": "true",
 }
 SHEET_PEOPLE = 10
@@ -68,6 +72,7 @@ Written by `{command}` on one machine ({machine}), with
   are noisy, so that this can exceed 100 %.
 - *Prompt accuracy*: part of the prompt's attributes (expression, pose, accessory, light, background, clothes)
   that a classifier finds in the picture.
+- *Base model*: on {following}
 - *Strength*: the most alike on validation people, who are in neither training nor test, by the conditioning
   recogniser (the evaluation recogniser selects nothing), among those that cost at most {loss:.0%} of prompt
   accuracy. The regulariser of ridge regression is chosen the same way.
@@ -187,8 +192,25 @@ def control_notes(report: Mapping[str, Any]) -> str:
         "regressor": "- *End-to-end regressor*: features -> coefficients of bases -> `lora_up` of all\n"
         "  modules, trained with the base model's own loss on pictures of rendered people.",
         "trained_one_photo": "- *LoRA trained on that one photo*: as the oracle, on what DiffLoRA sees.",
+        "trained_started": "- *Started from DiffLoRA's prediction*: the oracle's pictures and steps at\n"
+        "  a sixth of its rate, not from zero but from what DiffLoRA makes of the first four of them.",
     }
+    if (started := report["rows"].get("lae_started")) is not None:
+        kept = plus_minus(started["kept_by_lae"], percent=True)
+        notes["lae_started"] = f"- *Through the LAE* such a LoRA keeps {kept} of its own gain."
     return "".join(f"{note}\n" for name, note in notes.items() if name in report["rows"])
+
+
+def following(report: Mapping[str, Any]) -> str:
+    """How well the base model follows many prompts."""
+    found = report["prompt_following"]
+    attributes = [f"{name} {own:.0%} ({true:.0%})" for name, (own, true) in found["attributes"].items()]
+    means = [f"{found[who]['mean']:.1%}" for who in ("base_model", "renderer")]
+    return (
+        f"{found['prompts']:,} other prompts, one picture each, {means[0]}; the renderer's own pictures "
+        f"{means[1]}.\n  The share is {interval(found['share'])}. In brackets the renderer: "
+        f"{', '.join(attributes)}."
+    )
 
 
 def costs(report: Mapping[str, Any]) -> str:
@@ -224,6 +246,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         details=detail_table(report),
         controls=control_notes(report),
         costs=costs(report),
+        following=following(report),
         refinement=RefinementConfig.num_steps,
         **{name: "\n".join(f"- {item}" for item in items) for name, items in lines.items()},
     )

@@ -144,7 +144,8 @@ def all_rows(
         base: draws the candidates of best-of-n.
         controls: fitted controls.
         panel: B people.
-        trained: row -> (B, P) LoRAs trained on them; "trained_lora" is one of the rows.
+        trained: row -> (B, P) LoRAs trained on them; "trained_lora" is one of the rows, "trained_started"
+            may be.
         seed: of DiffLoRA's sampler.
         regressor: trained end to end; None leaves the row out.
     """
@@ -152,6 +153,9 @@ def all_rows(
     photo = torch.cat([torch.cat([f.face_embedding, f.image_features], dim=1) for f in one])  # (B, C)
     networks, oracle = model.checkpoint.networks, trained["trained_lora"]
     ranked: list[Ranking] = []
+
+    def through_lae(flat: Tensor) -> Tensor:
+        return networks.decode_latents(networks.encode_loras(flat))
 
     def best_of_n() -> Tensor:
         ranked.append(rank_candidates(model, batched_draw(model, base, seed), one, seed=seed))
@@ -163,7 +167,12 @@ def all_rows(
         **{ridge_name(r): lambda r=r: controls.ridge(photo, r) for r in REGULARISERS},
         "mlp": lambda: controls.mlp(photo),
         **({} if regressor is None else {"regressor": lambda: regressor.generate_weights(one)}),
-        "lae_trained": lambda: networks.decode_latents(networks.encode_loras(oracle)),
+        "lae_trained": lambda: through_lae(oracle),
+        **(
+            {"lae_started": lambda: through_lae(trained["trained_started"])}
+            if "trained_started" in trained
+            else {}
+        ),
         "difflora_1": lambda: model.generate_weights(one, seed=seed),
         "difflora_best": best_of_n,
         "difflora_refined": lambda: refined(model, base, panel, one, seed),

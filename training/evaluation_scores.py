@@ -26,6 +26,7 @@ GAP_TARGETS = {
     "lae_trained": ("trained LoRAs through the LAE keep", 0.98),
 }
 """Row -> the target's words, and which part of the oracle's gain over the base model it has to have."""
+LAE_TARGET = GAP_TARGETS["lae_trained"][1]
 BOOTSTRAP_DRAWS = 2000
 INTERVAL = (0.025, 0.975)
 """Of the bootstrap: 95 %."""
@@ -82,7 +83,7 @@ RIVALS = ("mean_lora", "nearest_lora", "ridge", "mlp", "regressor", "trained_one
 """What one photo has to beat."""
 COMPARED = (
     *("mean_lora", "nearest_lora", "ridge", "mlp", "regressor", "lae_trained", "trained_one_photo"),
-    *("trained_lora", "difflora_best", "difflora_refined", "difflora_4"),
+    *("trained_lora", "trained_started", "difflora_best", "difflora_refined", "difflora_4"),
 )
 """Rows that one-photo DiffLoRA is compared with, person by person."""
 Curve = Mapping[float, Measurement]  # strength -> measurement
@@ -154,7 +155,10 @@ def gap_closed(row: Tensor, base: Tensor, oracle: Tensor) -> dict[str, float]:
 
 
 def summarise(
-    chosen: Mapping[str, Measurement], strengths: Mapping[str, float], seconds: Mapping[str, float]
+    chosen: Mapping[str, Measurement],
+    strengths: Mapping[str, float],
+    seconds: Mapping[str, float],
+    prompt_following: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Rows, paired comparisons and which targets are met, as JSON values.
 
@@ -162,6 +166,7 @@ def summarise(
         chosen: row -> measurement on test people, at the strength that validation people chose.
         strengths: row -> that strength; rows without a LoRA have none.
         seconds: row -> seconds per person.
+        prompt_following: from `measure_prompt_following`.
     """
     people = {name: measurement.similarity_of_people for name, measurement in chosen.items()}  # (B,) each
     rows = {}
@@ -178,15 +183,26 @@ def summarise(
             "prompt_accuracy_of": {key: round(float(values.mean()), 4) for key, values in right.items()},
             "seconds_per_person": seconds.get(name),
         }
+    if "lae_started" in people:
+        kept = gap_closed(*(people[name] for name in ("lae_started", "base_model", "trained_started")))
+        rows["lae_started"]["kept_by_lae"] = kept
     pairs = [("difflora_1", name) for name in COMPARED] + [
         ("difflora_refined", name) for name in ("regressor", "trained_one_photo", "trained_lora")
     ]
+    pairs.append(("trained_started", "trained_lora"))
     comparisons = {
         f"{ours} - {name}": with_error(people[ours] - people[name])
         for ours, name in pairs
         if ours in people and name in people
     }
-    return {"rows": rows, "comparisons": comparisons, "targets": targets(rows, comparisons)}
+    follows = prompt_following["share"]["mean"] >= BASE_TARGET
+    label = f"the base model follows prompts {BASE_TARGET:.0%} as well as the renderer"
+    return {
+        "rows": rows,
+        "prompt_following": prompt_following,
+        "comparisons": comparisons,
+        "targets": {label: follows, **targets(rows, comparisons)},
+    }
 
 
 def candidate_spread(latents: Tensor, faces: Tensor) -> dict[str, dict[str, float]]:
@@ -223,11 +239,12 @@ def targets(rows: Mapping[str, Any], comparisons: Mapping[str, Any]) -> dict[str
     reached = oracle[likeness]["mean"] / rows["true_renders"][likeness]["mean"]
     label = f"a LoRA trained on many pictures reaches {ORACLE_TARGET:.0%} of the true renders"
     met = {label: reached >= ORACLE_TARGET}
-    follows = base[accuracy]["mean"] / rows["true_renders"][accuracy]["mean"]
-    met[f"the base model follows prompts {BASE_TARGET:.0%} as well as the renderer"] = follows >= BASE_TARGET
     for name, (label, share) in GAP_TARGETS.items():
         if name in rows:
             met[f"{label} {share:.0%} of that LoRA's gain"] = rows[name]["gap_closed"]["mean"] >= share
+    if (started := rows.get("lae_started")) is not None:
+        label = f"LoRAs trained from a prediction keep {LAE_TARGET:.0%} of their own gain in the LAE"
+        met[label] = started["kept_by_lae"]["mean"] >= LAE_TARGET
     for name in RIVALS:
         if (ahead := comparisons.get(f"difflora_1 - {name}")) is not None:
             label = name.replace("_", " ")

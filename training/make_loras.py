@@ -3,6 +3,7 @@
     python -m training.make_loras --people 512                     # the synthetic world
     python -m training.make_loras --people 64 --split validation   # other people, same library folder
     python -m training.make_loras --people 32 --split test --reference  # from one photo of each
+    python -m training.make_loras --start CHECKPOINT --learning-rate 0.01 --out runs/loras_started
     python -m training.make_loras --preset sdxl --base FOLDER --photos DIR  # one folder of photos per person
 
 Letters: B people of a shard, n pictures of each, (C, h, w) image latents, (T, W) prompt embeddings.
@@ -10,6 +11,7 @@ Letters: B people of a shard, n pictures of each, (C, h, w) image latents, (T, W
 
 import argparse
 import dataclasses
+import hashlib
 import os
 import subprocess
 import sys
@@ -25,15 +27,25 @@ if not __package__:  # run as a file: the repository root takes the place of thi
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from difflora.base_model import BaseModel
-from difflora.errors import DiffLoRAError
+from difflora.errors import CheckpointError, DiffLoRAError
 from difflora.faces import FaceAnalyzer
+from difflora.features import encode_photos
 from difflora.files import load_safetensors, save_safetensors
 from difflora.layout import LoraLayout, init_shared_down
 from difflora.lora_training import LoraTrainingConfig, Progress, learn_shared_down, train_loras
+from difflora.model import DiffLoRA
+from difflora.photos import as_arrays
 from difflora.synthetic import world
+from difflora.synthetic.renderer import PHOTO_PX
 from training.base_presets import TARGETS
 from training.common import MetricsWriter, open_run, polite_interruption, progress_bar, say
-from training.evaluation_people import ReferencePhotos
+from training.evaluation_people import (
+    NUM_PHOTOS,
+    SPARE_PHOTOS,
+    ReferencePhotos,
+    face_models,
+    first_photos,
+)
 from training.lora_library import (
     REFERENCE_SUFFIX,
     SHARED_DOWN_NAME,
@@ -60,13 +72,21 @@ def training_pictures(base: BaseModel, people: People, indices: Sequence[int]) -
 
 
 def prepare_shared_down(
-    folder: Path, base: BaseModel, layout: LoraLayout, people: People, making: LibraryConfig, seed: int
+    folder: Path,
+    base: BaseModel,
+    layout: LoraLayout,
+    people: People,
+    making: LibraryConfig,
+    seed: int,
+    start: DiffLoRA | None = None,
 ) -> dict[str, Tensor]:
-    """The library's `lora_down`: read if it exists, else drawn or learned, and saved."""
+    """The library's `lora_down`: read if it exists, else the start's, drawn or learned, and saved."""
     path = folder / SHARED_DOWN_NAME
     if path.is_file():
         return load_safetensors(path)[0]
-    if making.down == "learned":
+    if start is not None and start.shared_down is not None:
+        down = dict(start.shared_down)
+    elif making.down == "learned":
         if isinstance(people, RenderedPeople):
             people = dataclasses.replace(people, split="train")  # whatever split comes first
         teachers = making.down_people
@@ -84,6 +104,35 @@ def prepare_shared_down(
     return down
 
 
+def open_start(options: argparse.Namespace, layout: LoraLayout) -> DiffLoRA | None:
+    """The checkpoint whose predictions training starts from, if one is asked for.
+
+    Raises:
+        CheckpointError: its LoRAs are not those that the library would hold.
+    """
+    if options.start is None:
+        return None
+    model = DiffLoRA.load(options.start, options.face_pack, options.image_encoder, options.device)
+    if model.layout.fingerprint != layout.fingerprint:
+        raise CheckpointError(
+            f"LoRAs of {options.start} touch other modules or have another rank than the library's: "
+            "give --targets and --rank of the checkpoint, and its --base"
+        )
+    return model
+
+
+def predicted_loras(model: DiffLoRA, people: People, indices: Sequence[int], size: int) -> Tensor:
+    """What DiffLoRA makes of the first pictures of each person in which it finds a face: (B, P).
+
+    Raises:
+        NoFaceError: there is none among the first ones.
+    """
+    pictures, _ = people.pictures(list(indices), size)  # (B, n, 3, S, S)
+    shown = [as_arrays(own[: NUM_PHOTOS + SPARE_PHOTOS]) for own in pictures]
+    features = [encode_photos(photos, *face_models(model), on_missing="skip") for photos in shown]
+    return model.generate_weights([first_photos(found, NUM_PHOTOS) for found in features])
+
+
 def make_shards(
     shards: Sequence[Shard],
     base: BaseModel,
@@ -93,6 +142,7 @@ def make_shards(
     config: LoraTrainingConfig,
     seed: int,
     position: int = 0,
+    start: DiffLoRA | None = None,
 ) -> int:
     """Train and write the shards that are not there yet; a kill loses at most the one in flight.
 
@@ -105,6 +155,7 @@ def make_shards(
         config: see `LoraTrainingConfig`.
         seed: of noise and times, the same for every shard.
         position: line of the progress bar, when several workers share a terminal.
+        start: training starts from its predictions; None starts from the base model itself.
 
     Returns:
         Number of LoRAs written.
@@ -128,8 +179,12 @@ def make_shards(
             latents, prompts = training_pictures(base, people, shard.people)  # (B, n, C, h, w), (n, T, W)
             # The same seed for every shard: all people of the library see the same noise and times.
             generator = torch.Generator().manual_seed(seed)
+            initial = None
+            if start is not None:
+                size = max(PHOTO_PX, base.picture_px)
+                initial = predicted_loras(start, people, shard.people, size)  # (B, P)
             flat = train_loras(
-                base, layout, latents, prompts, config, generator, shared_down, progress=report
+                base, layout, latents, prompts, config, generator, shared_down, initial, report
             )
             tensors = {"flat_weights": flat.cpu(), "people": torch.tensor(shard.people)}  # (B, P), (B,)
             save_safetensors(shard.path, tensors, {"layout_fingerprint": layout.fingerprint})
@@ -202,7 +257,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="train on the one photo that the evaluation shows to DiffLoRA, with the settings of the library",
     )
-    parser.add_argument("--face-pack", type=Path, default=world.FACE_PACK, help="decides which photo that is")
+    parser.add_argument(
+        "--start", type=Path, help="DiffLoRA checkpoint: train on from what it predicts, at a smaller rate"
+    )
+    parser.add_argument("--face-pack", type=Path, default=world.FACE_PACK, help="for --reference and --start")
+    parser.add_argument(
+        "--image-encoder", type=Path, default=world.IMAGE_ENCODER, help="of the checkpoint, for --start"
+    )
     parser.add_argument("--people", type=int, default=320, help="how many people (with --photos: at most)")
     parser.add_argument("--seed", type=int, default=0, help="of scenes, noise and lora_down")
     parser.add_argument("--device", default="cpu")
@@ -252,6 +313,8 @@ def run(
         base.denoiser.enable_gradient_checkpointing()
     config = making.training()
     learned = (making.down_people, making.down_steps) if making.down == "learned" else ()
+    start = open_start(options, layout)
+    started = {"start": hashlib.sha256(options.start.read_bytes()).hexdigest()[:16]} if start else {}
     folder = open_run(
         options.out,
         {
@@ -263,9 +326,10 @@ def run(
             "down": [making.down, *learned],
             "batch": making.batch,
             "seed": options.seed,
+            **started,
         },
     )
-    shared_down = prepare_shared_down(folder, base, layout, people, making, options.seed)
+    shared_down = prepare_shared_down(folder, base, layout, people, making, options.seed, start)
     if options.workers > 1 and options.worker == (0, 1):
         run_workers(arguments, options.workers)
         return
@@ -274,7 +338,7 @@ def run(
     if options.reference:
         people, split = ReferencePhotos(split, FaceAnalyzer(options.face_pack)), split + REFERENCE_SUFFIX
     shards = deal_shards(folder, split, count, making.batch)[index::workers]
-    make_shards(shards, base, layout, shared_down, people, config, options.seed, position=index)
+    make_shards(shards, base, layout, shared_down, people, config, options.seed, index, start)
 
 
 if __name__ == "__main__":

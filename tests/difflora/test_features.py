@@ -66,31 +66,30 @@ def portrait(person: int = 0, scene=None) -> np.ndarray:
     return (picture.permute(1, 2, 0) * 255).round().byte().numpy()
 
 
-def test_image_features_equal_those_of_the_transformers_processor(encoder_folder: Path) -> None:
-    encoder = ImageEncoder(encoder_folder)
-    photo = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+def seen_by_transformers(encoder_folder: Path):
+    """A photo, and what the tower of the library says of it: the definition, by hand."""
     from transformers import CLIPVisionModelWithProjection
 
+    photo = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.4])
+    pixels = (torch.from_numpy(photo).float() / 255 - mean) / std  # (32, 32, 3)
     model = CLIPVisionModelWithProjection.from_pretrained(encoder_folder).train(False)
-    pixels = (torch.from_numpy(photo).float() / 255 - torch.tensor([0.4, 0.5, 0.6])) / torch.tensor(
-        [0.2, 0.3, 0.4]
-    )
-    expected = model(pixel_values=pixels.permute(2, 0, 1)[None]).image_embeds  # the definition, by hand
-    torch.testing.assert_close(encoder.encode([photo]), expected.detach())
+    with torch.no_grad():
+        return photo, model(pixel_values=pixels.permute(2, 0, 1)[None])
+
+
+def test_image_features_equal_those_of_the_transformers_processor(encoder_folder: Path) -> None:
+    encoder = ImageEncoder(encoder_folder)
+    photo, expected = seen_by_transformers(encoder_folder)
+    torch.testing.assert_close(encoder.encode([photo]), expected.image_embeds)
     assert encoder.encode([photo, photo[:20]]).shape == (2, WIDTH) == (2, encoder.width)
     assert encoder.encode([]).shape == (0, WIDTH)
 
 
 def test_a_grid_adds_averages_of_normalised_patches(encoder_folder: Path) -> None:
     encoder = ImageEncoder(encoder_folder)
-    photo = np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    from transformers import CLIPVisionModelWithProjection
-
-    model = CLIPVisionModelWithProjection.from_pretrained(encoder_folder).train(False)
-    pixels = (torch.from_numpy(photo).float() / 255 - torch.tensor([0.4, 0.5, 0.6])) / torch.tensor(
-        [0.2, 0.3, 0.4]
-    )
-    tokens = model(pixel_values=pixels.permute(2, 0, 1)[None]).last_hidden_state[0, 1:].detach()  # (16, 16)
+    photo, expected = seen_by_transformers(encoder_folder)
+    tokens = expected.last_hidden_state[0, 1:]  # (16, 16)
     tokens = (tokens - tokens.mean(1, keepdim=True)) / (
         tokens.var(1, unbiased=False, keepdim=True) + 1e-5
     ).sqrt()

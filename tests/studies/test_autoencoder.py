@@ -61,7 +61,7 @@ def test_components_keep_what_lies_in_the_span_of_the_library(drawing_base, judg
 
 def test_report_shows_the_numbers(tmp_path):
     value = {"mean": 0.5, "low": 0.4, "high": 0.6}
-    kind = {"r2": 0.25, "kept": value, "kept_stronger": value}
+    kind = {"r2": 0.25, "kept": value, "kept_stronger": value, "kept_fitted": value}
     row = {"label": "default", "numbers": 256, "seconds": None, "trained": kind, "predicted": kind}
     ranks = {"x": {"label": "rank 1", "parameters": 10, "gain": value, "8": {"r2": 0.1, "kept": value}}}
     report = {

@@ -23,6 +23,7 @@ from training.lora_library import SHARED_DOWN_NAME
 
 WIDTH = DiffLoRA.load().checkpoint.networks.config.mif.image_width
 SIZE = "--people 2 --validation-people 2 --prompts 2 --picture-steps 1 --strengths 1".split()
+SIZE += ["--following-prompts", "6"]
 
 
 @pytest.fixture
@@ -70,11 +71,13 @@ def test_a_regressor_of_another_base_model_is_refused(regressor):
 
 def test_evaluation_writes_its_report_and_measures_nothing_twice(library, regressor, tmp_path):
     places = ["--library", library, "--run", tmp_path / "run", "--out", tmp_path / "docs"]
-    arguments = [*map(str, places), "--regressor", str(regressor), *SIZE]
+    started = ["--started", str(library)]  # the library itself will do
+    arguments = [*map(str, places), "--regressor", str(regressor), *started, *SIZE]
     evaluate.main(arguments)
     report = json.loads((tmp_path / "docs" / "evaluation.json").read_text())
     assert set(report["rows"]) == set(LABELS)
-    assert report["rows"]["trained_lora"]["seconds_per_person"] == 2.0  # 8 seconds for a batch of 4
+    for name in ("trained_lora", "trained_started"):
+        assert report["rows"][name]["seconds_per_person"] == 2.0  # 8 seconds for a batch of 4
     assert report["rows"]["true_renders"]["identity_similarity"]["mean"] > 0.5  # the ceiling knows the people
     for row in report["rows"].values():
         assert -1 <= row["r_similarity"]["mean"] <= 1 and 0 <= row["diversity"]["mean"] <= 1
@@ -82,6 +85,9 @@ def test_evaluation_writes_its_report_and_measures_nothing_twice(library, regres
     assert true["r_similarity"]["mean"] > 0.5 > base["r_similarity"]["mean"]
     assert true["r_similarity"]["mean"] < true["identity_similarity"]["mean"]  # single photos are noisier
     assert report["photo_to_lora"]["peak_mb"] > report["photo_to_lora"]["libraries_mb"] > 10
+    assert report["prompt_following"]["prompts"] == 6
+    assert report["prompt_following"]["renderer"]["mean"] > 0.9
+    assert set(report["prompt_following"]["attributes"]) >= {"pose", "expression"}
     assert 0 < report["candidates"]["cosine_of_faces"]["mean"] <= 1
     assert (tmp_path / "docs" / "images" / "evaluation.png").stat().st_size > 1000
     assert "training.evaluate" in (tmp_path / "docs" / "results.md").read_text()

@@ -36,10 +36,14 @@ def measurement(similarity, accuracy, spread=0.0):
 def report():
     level = {"mean_lora": 0.2, "nearest_lora": 0.3, "ridge": 0.5, "lae_trained": 0.55, "difflora_1": 0.6}
     level |= {"mlp": 0.5, "regressor": 0.6, "trained_one_photo": 0.4}
+    level |= {"trained_started": 0.7, "lae_started": 0.69}
     level |= {"difflora_best": 0.62, "difflora_refined": 0.625, "difflora_4": 0.63, "trained_lora": 0.65}
     chosen = {"base_model": measurement(0.05, 1.0, 0.01), "true_renders": measurement(0.9, 1.0, 0.01)}
     chosen |= {name: measurement(value, 1.0, 0.02) for name, value in level.items()}
-    summary = summarise(chosen, dict.fromkeys(level, 1.0), {"difflora_1": 0.1})
+    exactly = {"mean": 0.9, "se": 0.0, "low": 0.9, "high": 0.9}
+    following = {"prompts": 2000, "attributes": {"pose": [0.812, 0.9]}}
+    following |= dict.fromkeys(("base_model", "renderer", "share"), exactly)
+    summary = summarise(chosen, dict.fromkeys(level, 1.0), {"difflora_1": 0.1}, following)
     curves = {
         name: curve_values({s: measurement(value * min(s, 1), 1.0, 0.02) for s in STRENGTHS})
         for name, value in level.items()
@@ -112,6 +116,7 @@ def test_paired_differences_do_not_see_what_people_share(report):
     assert difference == {"mean": tenth, "se": nothing, "low": tenth, "high": tenth}
     missed = {text for text, met in report["targets"].items() if not met}
     assert missed == {
+        "the base model follows prompts 95% as well as the renderer",  # .9
         "a LoRA trained on many pictures reaches 85% of the true renders",  # .65 of .90
         "one photo has 95% of that LoRA's gain",  # .55 of .60
         "best of eight has 100% of that LoRA's gain",
@@ -121,6 +126,9 @@ def test_paired_differences_do_not_see_what_people_share(report):
         "and keeps more of the prompt than the LoRA trained on that photo",  # likewise
     }
     assert report["targets"]["one photo is ahead of ridge by two standard errors"]
+    assert report["targets"]["LoRAs trained from a prediction keep 98% of their own gain in the LAE"]
+    kept = report["rows"]["lae_started"]["kept_by_lae"]["mean"]
+    assert kept == pytest.approx(0.64 / 0.65, abs=1e-3)  # of the gain of .7 over .05
     assert report["rows"]["difflora_1"]["gap_closed"]["mean"] == pytest.approx(0.55 / 0.6, abs=1e-3)
 
 
@@ -145,15 +153,17 @@ def test_report_and_readme_show_every_row(report, tmp_path):
         assert all(label in text for label in LABELS.values())
     assert "python -m x" in markdown(report)
     assert "700 MB" in markdown(report) and "0.500 [" in markdown(report)
+    assert "2,000 other prompts" in markdown(report) and "pose 81% (90%)" in markdown(report)
 
 
 def test_rows_that_were_not_measured_are_left_out(report):
     for name in ("regressor", "trained_one_photo"):
         del report["rows"][name]
         del report["comparisons"][f"difflora_1 - {name}"]
+    del report["rows"]["lae_started"]
     for text in (readme_table(report), markdown(report)):
         assert LABELS["regressor"] not in text and LABELS["trained_one_photo"] not in text
-        assert "End-to-end" not in text
+        assert "End-to-end" not in text and "Through the LAE" not in text
         assert LABELS["mlp"] in text
 
 

@@ -5,7 +5,12 @@ import argparse
 import pytest
 import torch
 
+from difflora import DiffLoRA
+from difflora.base_model import BaseModel
 from difflora.errors import CheckpointError, DiffLoRAError
+from difflora.model import EMBEDDED_CHECKPOINT
+from difflora.synthetic import world
+from difflora.synthetic.renderer import PHOTO_PX
 from training import make_loras
 from training.lora_library import load_library
 from training.pictures import PhotoFolders, RenderedPeople
@@ -58,6 +63,30 @@ def test_reference_photos_go_beside_the_split_with_the_same_settings(one_block_b
     options = make_loras.parse(["--reference", "--photos", str(library)])
     with pytest.raises(DiffLoRAError, match="rendered people"):
         make_loras.open_people(options)
+
+
+def test_training_starts_from_what_a_checkpoint_predicts(tmp_path):
+    model, base = DiffLoRA.load(), BaseModel.load(world.BASE_MODEL)
+    people = RenderedPeople("validation", 4)
+    predicted = make_loras.predicted_loras(model, people, [0, 1], PHOTO_PX)
+    folder, start = tmp_path / "started", ["--start", str(EMBEDDED_CHECKPOINT), "--split", "validation"]
+    few = "--people 2 --pictures 4 --steps 1 --pictures-per-step 1 --learning-rate 1e-4".split()
+
+    def run(*more):
+        options = make_loras.parse([*few, *start, "--out", str(folder), *more])
+        make_loras.run(base, people, 2, options)
+
+    run()
+    made = load_library(folder, "validation")
+    assert all(torch.equal(made.shared_down[name], down) for name, down in model.shared_down.items())
+    moved = (made.flat - predicted).abs()
+    assert 0 < moved.max() < 2e-4  # one step of Adam
+    assert (predicted[0] - predicted[1]).abs().max() > 0.01
+    with pytest.raises(CheckpointError, match="other settings"):  # not from zero in the same folder
+        run("--learning-rate", "2e-4")
+    folder = tmp_path / "rank"
+    with pytest.raises(CheckpointError, match="give --targets and --rank"):
+        run("--rank", "2")
 
 
 def test_batch_size_and_workers_do_not_change_the_loras(one_block_base, library, tmp_path):
