@@ -81,25 +81,42 @@ def draw_plot(report: Mapping[str, Any]) -> "Figure":
     }
     measured = {method: rows for method, rows in sized.items() if rows}
     figure = Figure(figsize=(11 if measured else 6, 4.4), layout="constrained")
-    *left, right = figure.subplots(1, 2 if measured else 1, sharey=True, squeeze=False)[0]
+    *left, right = figure.subplots(1, 2 if measured else 1, squeeze=False)[0]
+    kinds = {
+        "trained LoRAs": ("trained", "kept", "-"),
+        "trained LoRAs, code fitted": ("trained", "kept_fitted", ":"),
+        "predicted LoRAs": ("predicted", "kept", "--"),
+    }
     for colour, (method, rows) in enumerate(measured.items()):
-        for kind, style in {"trained": "-", "predicted": "--"}.items():
-            label = f"{method}, {kind} LoRAs"
-            draw_curve(left[0], [row["numbers"] for row in rows], [row[kind]["kept"] for row in rows], label)
-            left[0].lines[-1].set(linestyle=style, color=f"C{colour}")
+        for label, (kind, kept, style) in kinds.items():
+            values = [row[kind][kept] for row in rows]
+            draw_curve(left[0], [row["numbers"] for row in rows], values, f"{method}, {label}", f"C{colour}")
+            left[0].lines[-1].set(linestyle=style)
         left[0].set(xscale="log", xlabel="numbers of the latent")
+        left[0].margins(y=0.25)  # room for the legend
+    if measured:
+        sizes = sorted({row["numbers"] for rows in measured.values() for row in rows})
+        left[0].set_xticks(sizes, [f"{size:,}" for size in sizes])
+        left[0].minorticks_off()
     for way, label in WAYS.items():
         shares = [float(share) for share in report["kept"]]
-        draw_curve(right, shares, [row[way] for row in report["kept"].values()], label)
+        values = [row[way] for row in report["kept"].values()]
+        draw_curve(right, shares, values, label, f"C{len(right.lines)}")
     right.set(xscale="log", xlabel="share of a trained LoRA's numbers that is kept")
     for axes in (*left, right):
         axes.axhline(TARGET, color="grey", ls=":", lw=1)
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, fontsize=8)
     figure.axes[0].set_ylabel("share of the similarity gain that is kept")
     return figure
 
 
-def draw_curve(axes: Any, x: list[float], values: list[Mapping[str, float]], label: str) -> None:  # noqa: ANN401
+def draw_curve(
+    axes: Any,  # noqa: ANN401 (matplotlib's)
+    x: list[float],
+    values: list[Mapping[str, float]],
+    label: str,
+    colour: str,
+) -> None:
     """One line with the band of its intervals."""
-    axes.fill_between(x, [v["low"] for v in values], [v["high"] for v in values], alpha=0.12)
-    axes.plot(x, [v["mean"] for v in values], marker="o", label=label)
+    axes.fill_between(x, [v["low"] for v in values], [v["high"] for v in values], alpha=0.12, color=colour)
+    axes.plot(x, [v["mean"] for v in values], marker="o", label=label, color=colour)

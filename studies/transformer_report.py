@@ -7,6 +7,7 @@ Letter: B people.
 
 import json
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,8 @@ def sections(
     settings: Mapping[str, Any], trained: Mapping[str, Any], sampled: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """Section -> label -> summary."""
-    words = {"whole": settings["whole"], "trained": settings["trained"], "more": settings["more_steps"]}
+    trained_too = f", {settings['trained']} of them trained as well" if settings["trained"] else ""
+    words = {"whole": settings["whole"], "trained": trained_too, "more": settings["more_steps"]}
     raw: dict[str, dict[str, Any]] = {}
     for variant in [variant for variant in VARIANTS if variant.name in trained]:
         for section, label in variant.sections.items():
@@ -122,14 +124,10 @@ def draw(report: Mapping[str, Any]) -> "Figure":
     figure = Figure(figsize=(12, 7), layout="constrained")
     axes = figure.subplots(2, 3).flatten()
     chosen = {section: report["sections"].get(section, {}) for section in TITLES}
-    merged = {
-        **chosen["features"],
-        **{f"{k} prediction": v for k, v in chosen["prediction"].items() if k != "x0"},
-    }
-    bars(axes[0], "features and prediction", merged)
+    dots(axes[0], "what MIF sees", chosen["features"])
     people = sorted((int(re.match(r"\d+", label)[0]), row) for label, row in chosen["people"].items())  # type: ignore[index]
     lines(axes[1], "training identities", {"": people}, log=True)
-    bars(axes[2], "loss", chosen["loss"])
+    dots(axes[2], "what the DiT predicts, and from which loss", {**chosen["prediction"], **chosen["loss"]})
     lines(axes[3], "photos", {"": numbered(chosen["photos"])})
     steps = {
         "zero noise": numbered(chosen["steps, mean prediction"]),
@@ -137,9 +135,9 @@ def draw(report: Mapping[str, Any]) -> "Figure":
     }
     lines(axes[4], "sampler steps", steps, log=True)
     several = {"best of K": numbered(chosen["best of"]), "guidance": numbered(chosen["guidance"])}
-    lines(axes[5], "best of K (noise 1), and guidance (zero noise)", several)
-    axes[0].set_ylabel("identity similarity")
-    axes[3].set_ylabel("identity similarity")
+    lines(axes[5], "best of K (noise 1), guidance", several)
+    for place in (1, 3, 4, 5):
+        axes[place].set_ylabel("identity similarity")
     return figure
 
 
@@ -155,13 +153,15 @@ def errors(rows: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[list[fl
     return [v["mean"] for v in values], [below, above]
 
 
-def bars(axes: Any, title: str, rows: Mapping[str, Any]) -> None:  # noqa: ANN401 (matplotlib's)
-    """One bar per row."""
+def dots(axes: Any, title: str, rows: Mapping[str, Any]) -> None:  # noqa: ANN401 (matplotlib's)
+    """One dot per row."""
     means, reach = errors(list(rows.values()))
-    axes.barh(range(len(rows)), means, xerr=reach, color="C0", alpha=0.7)
-    axes.set_yticks(range(len(rows)), list(rows))
+    axes.errorbar(means, range(len(rows)), xerr=reach, fmt="o", capsize=3)
+    axes.set_yticks(range(len(rows)), [textwrap.fill(label, 20) for label in rows])
     axes.invert_yaxis()
-    axes.set_title(title)
+    axes.set(title=title, xlabel="identity similarity")
+    axes.margins(y=0.15)
+    axes.grid(axis="x", alpha=0.3)
 
 
 def lines(

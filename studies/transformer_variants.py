@@ -43,6 +43,7 @@ class Variant:
         grid: whether these hold the patches beside CLIP's embedding, as ours do and the paper's do not.
         prediction: what the DiT predicts.
         linear_prior: whether it corrects a linear guess, as ours does, or guesses alone, as the paper's.
+        budget: how many times the steps of the others.
         people: predicted LoRAs that are trained on; None for the whole library, trained ones and predicted.
         after: variant to start from, for a second stage.
         image_loss: whether that stage has the image loss beside the loss on latents.
@@ -55,6 +56,7 @@ class Variant:
     grid: bool = True
     prediction: str = DiffusionConfig.prediction
     linear_prior: bool = True
+    budget: int = 1
     people: int | None = None
     after: str | None = None
     image_loss: bool = False
@@ -74,7 +76,7 @@ VARIANTS = (
         {
             "features": "face and image (MIF)",
             "prediction": "x0, linear prior",
-            "people": "{whole} predicted, {trained} of them trained as well",
+            "people": "{whole} predicted{trained}",
             "loss": "weight space",
         },
     ),
@@ -83,6 +85,10 @@ VARIANTS = (
     Variant("image_only", {"features": "image only"}, face=False),
     Variant("no_prior", {"prediction": "x0"}, linear_prior=False),
     Variant("v", {"prediction": "v"}, prediction="v", linear_prior=False),
+    Variant("no_prior_longer", {"prediction": "x0, five times the steps"}, linear_prior=False, budget=5),
+    Variant(
+        "v_longer", {"prediction": "v, five times the steps"}, prediction="v", linear_prior=False, budget=5
+    ),
     *(Variant(f"people_{n}", {"people": f"{n} predicted"}, people=n) for n in (64, 160, 320, 800)),
     Variant("longer", {"loss": "weight space, {more} steps more"}, after="mixed"),
     Variant("image_loss", {"loss": "{more} steps more with the image loss"}, after="mixed", image_loss=True),
@@ -137,7 +143,8 @@ class Material:
 
 def training_config(variant: Variant, num_steps: int, more_steps: int, seed: int) -> DitTrainingConfig:
     """How a variant is trained: the preset, with the study's number of steps."""
-    config = replace(preset("synthetic").dit, num_steps=num_steps, validate_every=LONGER, seed=seed)
+    steps = variant.budget * num_steps
+    config = replace(preset("synthetic").dit, num_steps=steps, validate_every=LONGER, seed=seed)
     if variant.after is None:
         return config
     image_stage = preset("synthetic-image").dit
@@ -168,7 +175,9 @@ def train_variant(
         diffusion=DiffusionConfig(prediction=variant.prediction),
         linear_prior=variant.linear_prior,
     )
-    facts = {"variant": asdict(variant) | {"sections": None}, "training": asdict(config)}
+    changed = asdict(variant) | {"sections": None}
+    del changed["budget"]  # which the training says
+    facts = {"variant": changed, "training": asdict(config)}
     open_run(own, {**facts, "library": len(material.loras.people), "base": material.base.fingerprint})
     torch.manual_seed(config.seed)
     networks = LoraHypernetwork(material.lae.layout, sizes)

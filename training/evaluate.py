@@ -5,16 +5,20 @@
     python -m training.evaluate --readme README.md
 
 More rows, left out without their files: LoRAs trained on the reference photo, LoRAs trained from DiffLoRA's
-predictions, the end-to-end regressor.
+predictions, the end-to-end regressor. And a better oracle: a library needs 60 steps, a LoRA for its own sake
+gains until 240; its `lora_down` is the library's.
 
     python -m training.make_loras --split validation --people 16 --reference
     python -m training.make_loras --split test --people 128 --reference
     START="--start difflora/synthetic/weights/difflora.safetensors --learning-rate 0.01"
     python -m training.make_loras $START --out runs/loras_started --split validation --people 16
     python -m training.make_loras $START --out runs/loras_started --split test --people 128
+    mkdir runs/loras_240 && cp runs/loras/shared_down.safetensors runs/loras_240
+    python -m training.make_loras --steps 240 --out runs/loras_240 --split validation --people 16
+    python -m training.make_loras --steps 240 --out runs/loras_240 --split test --people 128
     python -m training.train_regressor
     MORE="--started runs/loras_started --regressor runs/regressor/regressor.safetensors"
-    python -m training.evaluate $MORE --readme README.md
+    python -m training.evaluate $MORE --oracle runs/loras_240 --readme README.md
 
 Writes `evaluation.json`, `results.md` and two pictures to `docs/`, and the README's table. Every
 measurement is kept in the run folder under a digest of all that it depends on: run it again to go on.
@@ -171,7 +175,8 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
     library = load_library(options.loras)
     check_same_library(library, model)
     counts = {"validation": options.validation_people, "test": options.people}
-    trained = trained_rows(model, options.loras, counts, options.started)
+    oracle = options.oracle or options.loras
+    trained = trained_rows(model, options.loras, counts, oracle, options.started)
     regressor, width = None, model.checkpoint.networks.config.mif.image_width
     if options.regressor is not None:
         regressor = open_regressor(options.regressor, model, base.fingerprint, width)
@@ -202,7 +207,7 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
     for name in set(FROM_PHOTO) & set(seconds):
         seconds[name] += encoding_seconds
     made_by = {
-        "trained_lora": (options.loras, "test"),
+        "trained_lora": (oracle, "test"),
         "trained_one_photo": (options.loras, f"test{REFERENCE_SUFFIX}"),
         "trained_started": (options.started, "test"),
     }
@@ -244,7 +249,7 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
 
 
 def trained_rows(
-    model: DiffLoRA, folder: Path, counts: Mapping[str, int], started: Path | None = None
+    model: DiffLoRA, folder: Path, counts: Mapping[str, int], oracle: Path, started: Path | None
 ) -> dict[str, dict[str, Tensor]]:
     """Split -> row -> LoRAs trained on its people; those from one photo only if both splits have them.
 
@@ -252,9 +257,10 @@ def trained_rows(
         model: whose library it is.
         folder: the library.
         counts: split -> people.
+        oracle: library of LoRAs trained on many pictures of them, as well as we can.
         started: library whose training started from predictions; None leaves the row out.
     """
-    rows = {s: {"trained_lora": loras_of(load_library(folder, s), model, n, s)} for s, n in counts.items()}
+    rows = {s: {"trained_lora": loras_of(load_library(oracle, s), model, n, s)} for s, n in counts.items()}
     if all((folder / f"{split}{REFERENCE_SUFFIX}").is_dir() for split in counts):
         for split, count in counts.items():
             library = load_library(folder, f"{split}{REFERENCE_SUFFIX}")
@@ -289,6 +295,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--face-pack", type=Path, default=world.FACE_PACK, help="of the checkpoint")
     parser.add_argument("--base", type=Path, default=world.BASE_MODEL, help="pipeline folder")
     library_option(parser, "runs/loras")
+    parser.add_argument(
+        "--oracle", type=Path, help="library of the oracle, e.g. trained longer; by default the same one"
+    )
     parser.add_argument("--started", type=Path, help="library by make_loras --start; without, no such row")
     parser.add_argument("--regressor", type=Path, help="what train_regressor wrote; without, no such row")
     parser.add_argument("--run", type=Path, default=Path("runs/evaluation"), help="folder of measurements")

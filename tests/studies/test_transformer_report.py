@@ -44,6 +44,7 @@ def test_every_section_has_its_rows_and_its_baseline(rows):
     found = sections(SETTINGS, *rows)
     assert list(found["features"]) == ["face and image (MIF)", "without patches", "face only", "image only"]
     assert found["people"]["1318 predicted, 320 of them trained as well"]["difference"] is None
+    assert "1318 predicted" in sections({**SETTINGS, "trained": 0}, *rows)["people"]
     assert found["steps, noise 1"]["8"]["difference"] is None
     assert found["steps, noise 1"]["16"]["difference"]["mean"] == pytest.approx(0.08)
     assert "60 steps more with the image loss" in found["loss"]
