@@ -127,7 +127,7 @@ def draw(report: Mapping[str, Any]) -> "Figure":
     dots(axes[0], "what MIF sees", chosen["features"])
     people = sorted((int(re.match(r"\d+", label)[0]), row) for label, row in chosen["people"].items())  # type: ignore[index]
     lines(axes[1], "training identities", {"": people}, log=True)
-    dots(axes[2], "what the DiT predicts, and from which loss", {**chosen["prediction"], **chosen["loss"]})
+    dots(axes[2], "the DiT: prediction and loss", {**chosen["prediction"], **chosen["loss"]})
     lines(axes[3], "photos", {"": numbered(chosen["photos"])})
     steps = {
         "zero noise": numbered(chosen["steps, mean prediction"]),
@@ -157,7 +157,7 @@ def dots(axes: Any, title: str, rows: Mapping[str, Any]) -> None:  # noqa: ANN40
     """One dot per row."""
     means, reach = errors(list(rows.values()))
     axes.errorbar(means, range(len(rows)), xerr=reach, fmt="o", capsize=3)
-    axes.set_yticks(range(len(rows)), [textwrap.fill(label, 20) for label in rows])
+    axes.set_yticks(range(len(rows)), [textwrap.fill(label, 24) for label in rows], fontsize=8)
     axes.invert_yaxis()
     axes.set(title=title, xlabel="identity similarity")
     axes.margins(y=0.15)

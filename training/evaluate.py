@@ -208,6 +208,7 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
         seconds[name] += encoding_seconds
     made_by = {
         "trained_lora": (oracle, "test"),
+        "trained_library": (options.loras, "test"),
         "trained_one_photo": (options.loras, f"test{REFERENCE_SUFFIX}"),
         "trained_started": (options.started, "test"),
     }
@@ -261,6 +262,9 @@ def trained_rows(
         started: library whose training started from predictions; None leaves the row out.
     """
     rows = {s: {"trained_lora": loras_of(load_library(oracle, s), model, n, s)} for s, n in counts.items()}
+    if oracle != folder:
+        for split, count in counts.items():
+            rows[split]["trained_library"] = loras_of(load_library(folder, split), model, count, split)
     if all((folder / f"{split}{REFERENCE_SUFFIX}").is_dir() for split in counts):
         for split, count in counts.items():
             library = load_library(folder, f"{split}{REFERENCE_SUFFIX}")

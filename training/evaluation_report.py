@@ -18,7 +18,7 @@ from difflora.candidates import NUM_CANDIDATES
 from difflora.files import atomic_save
 from difflora.refinement import RefinementConfig
 from difflora.sheet import SheetRow, draw_grid, to_image
-from training.evaluation_scores import MAX_ACCURACY_LOSS, Measurement
+from training.evaluation_scores import LAE_ROWS, MAX_ACCURACY_LOSS, Measurement
 
 LABELS = {
     "base_model": "base model, no LoRA",
@@ -28,14 +28,15 @@ LABELS = {
     "mlp": "MLP onto PCA coefficients",
     "regressor": "end-to-end regressor, image loss",
     "trained_one_photo": "LoRA trained on that one photo",
-    "lae_trained": "trained LoRA through the LAE",
+    "trained_library": "LoRA trained on the person as in the library",
+    "lae_trained": "LoRA as in the library, through the LAE",
     "lae_started": "LoRA trained from a prediction, through the LAE",
     "difflora_1": "**DiffLoRA, one photo**",
     "difflora_best": f"DiffLoRA, one photo, best of {NUM_CANDIDATES}",
     "difflora_refined": "DiffLoRA, one photo, refined",
     "difflora_4": "DiffLoRA, four photos",
     "trained_lora": "LoRA trained on the person (oracle)",
-    "trained_started": "the same, started from DiffLoRA's prediction",
+    "trained_started": "LoRA trained from a prediction",
     "true_renders": "other renders of the person (ceiling)",
 }
 HEADINGS = {
@@ -46,7 +47,8 @@ HEADINGS = {
     "mlp": "MLP",
     "regressor": "regressor",
     "trained_one_photo": "trained on 1",
-    "lae_trained": "LAE(trained)",
+    "trained_library": "library",
+    "lae_trained": "LAE(library)",
     "lae_started": "LAE(started)",
     "difflora_1": "DiffLoRA",
     "difflora_best": f"best of {NUM_CANDIDATES}",
@@ -191,13 +193,15 @@ def control_notes(report: Mapping[str, Any]) -> str:
         "mlp": "- *MLP*: in weight space, as ridge; a tenth of the library's people say when to stop.",
         "regressor": "- *End-to-end regressor*: features -> coefficients of bases -> `lora_up` of all\n"
         "  modules, trained with the base model's own loss on pictures of rendered people.",
-        "trained_one_photo": "- *LoRA trained on that one photo*: as the oracle, on what DiffLoRA sees.",
-        "trained_started": "- *Started from DiffLoRA's prediction*: the oracle's pictures and steps at\n"
-        "  a sixth of its rate, not from zero but from what DiffLoRA makes of the first four of them.",
+        "trained_one_photo": "- *LoRA trained on that one photo*: as in the library, on what DiffLoRA sees.",
+        "trained_library": "- *As in the library*: on the oracle's pictures, with a quarter of its steps.",
+        "trained_started": "- *From a prediction*: as in the library at a sixth of the rate, but starting\n"
+        "  from what DiffLoRA makes of the first four pictures instead of zero.",
     }
-    if (started := report["rows"].get("lae_started")) is not None:
-        kept = plus_minus(started["kept_by_lae"], percent=True)
-        notes["lae_started"] = f"- *Through the LAE* such a LoRA keeps {kept} of its own gain."
+    for name, (what, _) in LAE_ROWS.items():
+        if name in report["rows"]:
+            kept = interval(report["rows"][name]["kept_by_lae"])
+            notes[name] = f"- *Through the LAE*, {what} keep {kept} of their gain."
     return "".join(f"{note}\n" for name, note in notes.items() if name in report["rows"])
 
 

@@ -151,7 +151,7 @@ def all_rows(
     """
     one = [first_photos(features, 1) for features in panel.features]
     photo = torch.cat([torch.cat([f.face_embedding, f.image_features], dim=1) for f in one])  # (B, C)
-    networks, oracle = model.checkpoint.networks, trained["trained_lora"]
+    networks, of_library = model.checkpoint.networks, trained.get("trained_library", trained["trained_lora"])
     ranked: list[Ranking] = []
 
     def through_lae(flat: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ def all_rows(
         **{ridge_name(r): lambda r=r: controls.ridge(photo, r) for r in REGULARISERS},
         "mlp": lambda: controls.mlp(photo),
         **({} if regressor is None else {"regressor": lambda: regressor.generate_weights(one)}),
-        "lae_trained": lambda: through_lae(oracle),
+        "lae_trained": lambda: through_lae(of_library),
         **(
             {"lae_started": lambda: through_lae(trained["trained_started"])}
             if "trained_started" in trained
@@ -183,7 +183,7 @@ def all_rows(
         for name, make in methods.items():
             start = time.process_time()
             rows[name] = make().float().cpu()  # (B, P)
-            seconds[name] = (time.process_time() - start) / len(oracle)
+            seconds[name] = (time.process_time() - start) / len(one)
     return Rows({**rows, **trained}, seconds, ranked[0])
 
 

@@ -1,6 +1,7 @@
 """The whole evaluation on the shipped models, as small as it can be; the library is made up."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -71,12 +72,14 @@ def test_a_regressor_of_another_base_model_is_refused(regressor):
 
 def test_evaluation_writes_its_report_and_measures_nothing_twice(library, regressor, tmp_path):
     places = ["--library", library, "--run", tmp_path / "run", "--out", tmp_path / "docs"]
-    started = ["--started", str(library)]  # the library itself will do
-    arguments = [*map(str, places), "--regressor", str(regressor), *started, *SIZE]
+    longer = tmp_path / "longer"
+    shutil.copytree(library, longer)
+    more = ["--started", str(library), "--oracle", str(longer)]  # the library itself will do
+    arguments = [*map(str, places), "--regressor", str(regressor), *more, *SIZE]
     evaluate.main(arguments)
     report = json.loads((tmp_path / "docs" / "evaluation.json").read_text())
     assert set(report["rows"]) == set(LABELS)
-    for name in ("trained_lora", "trained_started"):
+    for name in ("trained_lora", "trained_started", "trained_library"):
         assert report["rows"][name]["seconds_per_person"] == 2.0  # 8 seconds for a batch of 4
     assert report["rows"]["true_renders"]["identity_similarity"]["mean"] > 0.5  # the ceiling knows the people
     for row in report["rows"].values():
