@@ -43,7 +43,7 @@ class Variant:
         grid: whether these hold the patches beside CLIP's embedding, as ours do and the paper's do not.
         prediction: what the DiT predicts.
         linear_prior: whether it corrects a linear guess, as ours does, or guesses alone, as the paper's.
-        budget: how many times the steps of the others.
+        budget: how many times the steps of the others; 0 is one step, which changes next to nothing.
         people: predicted LoRAs that are trained on; None for the whole library, trained ones and predicted.
         after: variant to start from, for a second stage.
         image_loss: whether that stage has the image loss beside the loss on latents.
@@ -83,6 +83,7 @@ VARIANTS = (
     Variant("no_grid", {"features": "without patches"}, grid=False),
     Variant("face_only", {"features": "face only"}, image=False),
     Variant("image_only", {"features": "image only"}, face=False),
+    Variant("prior_alone", {"prediction": "the linear guess alone"}, budget=0),
     Variant("no_prior", {"prediction": "x0"}, linear_prior=False),
     Variant("v", {"prediction": "v"}, prediction="v", linear_prior=False),
     Variant("no_prior_longer", {"prediction": "x0, five times the steps"}, linear_prior=False, budget=5),
@@ -143,7 +144,7 @@ class Material:
 
 def training_config(variant: Variant, num_steps: int, more_steps: int, seed: int) -> DitTrainingConfig:
     """How a variant is trained: the preset, with the study's number of steps."""
-    steps = variant.budget * num_steps
+    steps = max(1, variant.budget * num_steps)
     config = replace(preset("synthetic").dit, num_steps=steps, validate_every=LONGER, seed=seed)
     if variant.after is None:
         return config

@@ -70,8 +70,9 @@ def test_fewer_people_are_predicted_ones_and_the_held_out_stay_the_same(material
 def test_the_budget_is_the_same_and_only_one_stage_has_the_image_loss():
     configs = {name: training_config(variant, 600, 60, 0) for name, variant in BY_NAME.items()}
     longer = [configs.pop(name) for name in ("no_prior_longer", "v_longer")]
+    assert configs.pop("prior_alone").num_steps == 1
     first = [config for name, config in configs.items() if BY_NAME[name].after is None]
-    assert len(first) == len(VARIANTS) - 4 and all(config == first[0] for config in first)
+    assert len(first) == len(VARIANTS) - 5 and all(config == first[0] for config in first)
     assert all(config == replace(first[0], num_steps=3000) for config in longer)
     assert first[0].num_steps == 600 and first[0].image_loss_weight == 0
     assert configs["image_loss"].image_loss_weight == preset("synthetic-image").dit.image_loss_weight > 0
