@@ -306,7 +306,8 @@ def draw_plot(report: Mapping[str, Any], path: Path) -> None:
         left.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", color=colour, capsize=3)
         if LEAST_SHOWN < likeness["mean"] and name != "true_renders":
             point = (100 * accuracy["mean"], likeness["mean"])
-            right_side = ours and name != "difflora_best"  # which lies on the point of one photo
+            # best of n lies on the point of one photo, the oracle on that of a LoRA from a prediction
+            right_side = (ours and name != "difflora_best") or name == "trained_started"
             right.plot(*point, "o", color=colour)
             right.annotate(
                 HEADINGS[name], point, xytext=(7 if right_side else -7, -3), textcoords="offset points",
