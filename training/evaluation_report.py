@@ -194,9 +194,9 @@ def control_notes(report: Mapping[str, Any]) -> str:
         "regressor": "- *End-to-end regressor*: features -> coefficients of bases -> `lora_up` of all\n"
         "  modules, trained with the base model's own loss on pictures of rendered people.",
         "trained_one_photo": "- *LoRA trained on that one photo*: as in the library, on what DiffLoRA sees.",
-        "trained_library": "- *As in the library*: on the oracle's pictures, with a quarter of its steps.",
-        "trained_started": "- *From a prediction*: as in the library at a sixth of the rate, but starting\n"
-        "  from what DiffLoRA makes of the first four pictures instead of zero.",
+        "trained_library": "- *As in the library*: on the oracle's pictures, but not as long.",
+        "trained_started": "- *From a prediction*: on the oracle's pictures, starting from what DiffLoRA\n"
+        "  makes of the first four of them, at a smaller rate and not as long.",
     }
     for name, (what, _) in LAE_ROWS.items():
         if name in report["rows"]:
