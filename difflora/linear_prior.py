@@ -62,7 +62,7 @@ def feature_statistics(photos: Tensor, face_width: int) -> tuple[Tensor, Tensor]
 
 
 class LinearPrior(nn.Module):
-    """Features of photos -> `LatentPrior`. Only the linear map is trained further."""
+    """Features of photos -> `LatentPrior`. An image loss trains the linear map further, nothing else does."""
 
     def __init__(self, feature_width: int, latent: tuple[int, int]) -> None:
         """Untrained: it knows nothing about anybody, mean 0 and deviation 1."""

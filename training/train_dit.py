@@ -89,7 +89,8 @@ def train(
     state_path = folder / "state.safetensors"
     trained = [*networks.mif.parameters(), *networks.dit.parameters()]
     if networks.prior is not None:
-        trained += networks.prior.parameters()
+        # In weight space ridge regression is the best linear map: gradient steps only add noise to it.
+        trained += networks.prior.parameters() if config.image_loss_weight else []
         if networks.prior.is_untrained and not state_path.is_file():
             fit_prior(networks.prior, latents, data)
     decoder = (

@@ -10,6 +10,7 @@ import torch
 from difflora.autoencoder import LaeConfig
 from difflora.hypernetwork import HypernetworkConfig, LoraHypernetwork
 from difflora.layout import init_shared_down
+from difflora.linear_prior import LinearPrior
 from difflora.mixing import MifConfig
 from difflora.normalisation import LoraNormalisation
 from difflora.transformer import DitConfig
@@ -81,6 +82,20 @@ def test_weight_space_recipe_leaves_the_autoencoder_alone(tmp_path: Path) -> Non
     assert "image_loss" not in rows[-1]
     latent = [row["latent_loss"] for row in rows]
     assert sum(latent[-10:]) < 0.8 * sum(latent[:10])
+
+
+@pytest.mark.parametrize("image_loss_weight", [0.0, 5.0])
+def test_only_the_image_loss_moves_the_linear_guess(tmp_path: Path, image_loss_weight: float) -> None:
+    given = data()
+    config = replace(CONFIG, num_steps=3, image_loss_weight=image_loss_weight)
+    torch.manual_seed(0)
+    made = LoraHypernetwork(toy_world.LAYOUT, replace(SIZES, linear_prior=True))
+    made.set_normalisation(LoraNormalisation.fit(given.flat, toy_world.LAYOUT))
+    trained = train_dit.train(made, given, config, tmp_path)
+    fitted = LinearPrior(SIZES.mif.face_width + SIZES.mif.image_width, (2, 8))
+    train_dit.fit_prior(fitted, trained.fit_latents(given.flat), given)
+    assert bool(fitted.linear.weight.any())
+    assert torch.equal(trained.prior.linear.weight, fitted.linear.weight) == (image_loss_weight == 0)
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
