@@ -4,6 +4,7 @@ Nothing here is pickled: state is one `.safetensors` file whose header holds eve
 so that tensors and step counter can never come from two different saves.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -69,6 +70,14 @@ def polite_interruption() -> Iterator[Callable[[], bool]]:
 
 
 # --- configs ----------------------------------------------------------------------------------------------
+
+
+def digest_of(*paths: Path) -> str:
+    """Sixteen hexadecimal digits over the contents of files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def config_to_dict(config: object) -> dict[str, Any]:

@@ -49,7 +49,7 @@ from difflora.synthetic import world
 from difflora.synthetic.judge import Judge
 from difflora.synthetic.people import sample_people
 from training.basis_regressor import open_regressor
-from training.common import machine, read_config, read_metrics, say
+from training.common import digest_of, machine, read_config, read_metrics, say
 from training.evaluation_cost import measure_in_a_process
 from training.evaluation_people import Panel, face_models, first_photos, photograph, prompt_scenes
 from training.evaluation_pictures import BASE_ROW, TRUE_ROW, Job, run_jobs, spread_of_candidates
@@ -282,14 +282,6 @@ def training_seconds(library: Path, split: str) -> float | None:
     if not rows:
         return None
     return statistics.median(row["seconds"] for row in rows) / read_config(library)["batch"]
-
-
-def digest_of(*paths: Path) -> str:
-    """Sixteen hexadecimal digits over the contents of files."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

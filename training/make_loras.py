@@ -11,7 +11,6 @@ Letters: B people of a shard, n pictures of each, (C, h, w) image latents, (T, W
 
 import argparse
 import dataclasses
-import hashlib
 import os
 import subprocess
 import sys
@@ -38,7 +37,7 @@ from difflora.photos import as_arrays
 from difflora.synthetic import world
 from difflora.synthetic.renderer import PHOTO_PX
 from training.base_presets import TARGETS
-from training.common import MetricsWriter, open_run, polite_interruption, progress_bar, say
+from training.common import MetricsWriter, digest_of, open_run, polite_interruption, progress_bar, say
 from training.evaluation_people import (
     NUM_PHOTOS,
     SPARE_PHOTOS,
@@ -314,7 +313,7 @@ def run(
     config = making.training()
     learned = (making.down_people, making.down_steps) if making.down == "learned" else ()
     start = open_start(options, layout)
-    started = {"start": hashlib.sha256(options.start.read_bytes()).hexdigest()[:16]} if start else {}
+    started = {"start": digest_of(options.start)} if start else {}
     folder = open_run(
         options.out,
         {
