@@ -28,6 +28,7 @@ class LaeConfig:
 
     The position-specific maps hold about 2 x P x token_width numbers: token_width is what keeps SDXL
     affordable (P 5.8 M at rank 4: 46 M with token_width 4), token_size only sets the length of the sequence.
+    The linear path holds P x linear_rank numbers.
 
     Args:
         latent_tokens: length of the latent (S).
@@ -209,15 +210,17 @@ class LoraAutoencoder(nn.Module):
         self.to_latent = nn.Linear(width, config.latent_channels)
         self.from_latent = nn.Linear(config.latent_channels, width)
         self.latent_position = nn.Parameter(torch.randn(config.latent_tokens, width) * 0.02)
-        sizes = (self.num_tokens, config.token_width), (config.latent_tokens, config.latent_channels)
-        self.linear_path = LinearPath(*sizes, config.linear_rank) if config.linear_rank else None
+        latent = (config.latent_tokens, config.latent_channels)
+        self.linear_path = (
+            LinearPath(layout.num_parameters, latent, config.linear_rank) if config.linear_rank else None
+        )
 
     @torch.no_grad()
     def start_from_components(self, flat_weights: Tensor) -> None:
         """Become the principal component analysis of a library; see `linear_path`.
 
-        The maps of the tokens become the components of each token, the linear path those of all tokens
-        together, and the convolutions add nothing yet.
+        The linear path becomes the components of the library, the maps of the tokens those of each token, and
+        the convolutions add nothing yet.
 
         Args:
             flat_weights: (n, P) normalised, n > 1.
@@ -237,9 +240,8 @@ class LoraAutoencoder(nn.Module):
             parameter.zero_()
         into.maps[..., :width] = directions
         out_of.maps[:, :width] = directions.mT
-        coordinates = into(flat_weights).flatten(1)  # (n, T * W)
         count = min(self.config.linear_rank, len(flat_weights) - 1)
-        self.linear_path.start_from(PrincipalComponents.fit(coordinates, count))
+        self.linear_path.start_from(PrincipalComponents.fit(flat_weights, count))
 
     def encode(self, flat_weights: Tensor) -> Tensor:
         """Compress.
@@ -262,7 +264,7 @@ class LoraAutoencoder(nn.Module):
         x = torch.nn.functional.pad(tokens, (0, 0, 0, self.padded_tokens - self.num_tokens))  # (B, T', W)
         x = self.down(x.transpose(1, 2))  # (B, D, S)
         latent = self.to_latent(x.transpose(1, 2))  # (B, S, C)
-        return latent if self.linear_path is None else latent + self.linear_path.encode(tokens)
+        return latent if self.linear_path is None else latent + self.linear_path.encode(flat_weights)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Expand.
@@ -275,16 +277,12 @@ class LoraAutoencoder(nn.Module):
         """
         x = self.from_latent(latent) + self.latent_position  # (B, S, D)
         x = self.up(x.transpose(1, 2))  # (B, W, T')
-        tokens = x.transpose(1, 2)[:, : self.num_tokens]  # (B, T, W)
-        if self.linear_path is not None:
-            tokens = tokens + self.linear_path.decode(latent)
-        return self.tokens_to_weights(tokens)  # (B, P)
+        flat_weights = self.tokens_to_weights(x.transpose(1, 2)[:, : self.num_tokens])  # (B, P)
+        return flat_weights if self.linear_path is None else flat_weights + self.linear_path.decode(latent)
 
     def decoder_parameters(self) -> list[nn.Parameter]:
         """Everything `decode` uses, for training it further while the encoder is frozen."""
         modules = [self.from_latent, self.up, self.tokens_to_weights]
-        if self.linear_path is not None:
-            modules += [self.linear_path.from_latent, self.linear_path.expand]
         return [self.latent_position, *(parameter for module in modules for parameter in module.parameters())]
 
 

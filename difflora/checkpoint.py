@@ -33,6 +33,8 @@ NETWORK_PREFIX, DOWN_PREFIX = "networks.", "shared_down."
 SKETCH_KEYS = ("base_sketch.projections", "base_sketch.squared_norms")
 STATISTICS = ("latent_mean", "latent_std", "weight_mean", "weight_rms")
 """Small and of any magnitude: always kept in float32."""
+PATH_BASIS = "lae.linear_path.basis"
+"""Large, and of numbers around 1: eight bits hold it at 0.0007 of the explained variance."""
 
 NO_FIT = "weights do not fit its own configuration: get the file again, it is damaged"
 
@@ -135,14 +137,18 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint, dtype: torch.dtype
     Args:
         path: destination, `.safetensors`.
         checkpoint: what to write.
-        dtype: of the networks' weights in the file; float16 halves it. Statistics stay float32.
+        dtype: of the networks' weights in the file; float16 halves it, and the components of the LAE's
+            linear path take eight bits then. Statistics stay float32.
 
     Returns:
         The path.
     """
+    stored = dict.fromkeys(STATISTICS, torch.float32)
+    if dtype == torch.float16:
+        stored[PATH_BASIS] = torch.float8_e4m3fn
     tensors: dict[str, Tensor] = {}
     for name, tensor in checkpoint.networks.state_dict().items():
-        tensors[NETWORK_PREFIX + name] = tensor.to(torch.float32 if name in STATISTICS else dtype)
+        tensors[NETWORK_PREFIX + name] = tensor.to(stored.get(name, dtype))
     for name, down in (checkpoint.shared_down or {}).items():
         tensors[DOWN_PREFIX + name] = down.float()
     if (sketch := checkpoint.base_sketch) is not None:
@@ -180,7 +186,7 @@ def load_checkpoint(
     Raises:
         CheckpointError: missing, truncated, foreign or newer file, or made for another layout.
     """
-    tensors, metadata = load_safetensors(path, device)
+    tensors, metadata = load_safetensors(path)  # on the CPU: not every device knows eight bits
     header = _read_header(path, metadata)
     own_layout = _read_layout(path, header)
     if layout is not None and layout.fingerprint != own_layout.fingerprint:
@@ -202,7 +208,7 @@ def load_checkpoint(
         raise CheckpointError(f"{path}: {NO_FIT}") from error
     return Checkpoint(
         networks.train(False).requires_grad_(False),
-        _read_shared_down(path, tensors, own_layout),
+        _read_shared_down(path, tensors, own_layout, device),
         header["base_model"],
         header["face_pack"],
         header["image_encoder"],
@@ -272,9 +278,13 @@ def _read_header(path: str | Path, metadata: Mapping[str, str]) -> dict[str, Any
 
 
 def _read_shared_down(
-    path: str | Path, tensors: Mapping[str, Tensor], layout: LoraLayout
+    path: str | Path, tensors: Mapping[str, Tensor], layout: LoraLayout, device: torch.device | str
 ) -> SharedDown | None:
-    down = {name.removeprefix(DOWN_PREFIX): t for name, t in tensors.items() if name.startswith(DOWN_PREFIX)}
+    down = {
+        name.removeprefix(DOWN_PREFIX): tensor.to(device)
+        for name, tensor in tensors.items()
+        if name.startswith(DOWN_PREFIX)
+    }
     if layout.train_down and not down:
         return None
     try:

@@ -1,12 +1,12 @@
 """The LAE's linear path: principal components, which a convolution needs thousands of steps to find.
 
-Beside the convolutions every latent number sees every weight token through two linear maps. They start as the
-principal components of the library, one for each latent number, so that training begins where principal
-component analysis ends. Standardised, such latents are white: noise, a step of Adam or a wrong guess changes
-a LoRA in proportion to how much people differ in that direction. [ours]
+Beside the convolutions, which see tokens, number r of the latent is the r-th principal component of the whole
+LoRA, and the same component leads back. No gradient reaches it: there is no better linear map, and steps of
+AdamW on one only add noise. Standardised, such latents are white: noise, a step of Adam or a wrong guess
+changes a LoRA in proportion to how much people differ in that direction. [ours]
 
-Letters: B identities, n LoRAs of a library, T weight tokens, W token width, M = T W, S latent tokens,
-C latent channels, N = S C, R rank of the path, Q components.
+Letters: B identities, P parameters of one LoRA, S latent tokens, C latent channels, R rank of the path,
+Q components.
 """
 
 from __future__ import annotations
@@ -18,39 +18,37 @@ from .controls import PrincipalComponents
 
 
 class LinearPath(nn.Module):
-    """Tokens -> R numbers -> latent, and back; added to what the convolutions give."""
+    """Normalised weights -> the first R numbers of the latent, and back, beside the convolutions."""
 
-    def __init__(self, tokens: tuple[int, int], latent: tuple[int, int], rank: int) -> None:
-        """Sizes (T, W) and (S, C), and R."""
+    def __init__(self, num_parameters: int, latent: tuple[int, int], rank: int) -> None:
+        """Sizes P and (S, C), and R <= S C; without components it adds nothing."""
         super().__init__()
-        self.tokens, self.latent = tokens, latent
-        inner, outer = tokens[0] * tokens[1], latent[0] * latent[1]  # M, N
-        self.compress, self.to_latent = nn.Linear(inner, rank), nn.Linear(rank, outer)
-        self.from_latent, self.expand = nn.Linear(outer, rank), nn.Linear(rank, inner)
+        self.latent = latent
+        self.register_buffer("mean", torch.zeros(num_parameters))  # (P,)
+        # rows of unit mean square instead of unit length: numbers around 1 survive storage in eight bits
+        self.register_buffer("basis", torch.zeros(rank, num_parameters))  # (R, P)
+        self.mean: Tensor
+        self.basis: Tensor
 
-    def encode(self, tokens: Tensor) -> Tensor:
-        """(B, T, W) -> (B, S, C)."""
-        return self.to_latent(self.compress(tokens.flatten(1))).unflatten(1, self.latent)
+    def encode(self, flat_weights: Tensor) -> Tensor:
+        """(B, P) -> (B, S, C)."""
+        rank, width = self.basis.shape
+        coefficients = (flat_weights - self.mean) @ self.basis.mT / width**0.5  # (B, R)
+        rest = self.latent[0] * self.latent[1] - rank
+        return nn.functional.pad(coefficients, (0, rest)).unflatten(1, self.latent)
 
     def decode(self, latent: Tensor) -> Tensor:
-        """(B, S, C) -> (B, T, W)."""
-        return self.expand(self.from_latent(latent.flatten(1))).unflatten(1, self.tokens)
+        """(B, S, C) -> (B, P)."""
+        rank, width = self.basis.shape
+        return torch.addmm(self.mean, latent.flatten(1)[:, :rank] / width**0.5, self.basis)
 
     @torch.no_grad()
     def start_from(self, components: PrincipalComponents) -> None:
-        """Become the principal component analysis of a library's tokens (n, M).
+        """Become the principal component analysis of a library.
 
         Args:
-            components: Q <= R of M numbers; the rest of the path stays unused.
+            components: Q <= R of P numbers; the rest of the path stays unused.
         """
-        basis = torch.zeros_like(self.compress.weight)  # (R, M)
-        basis[: len(components.basis)] = components.basis
-        place = torch.eye(*self.to_latent.weight.shape).to(basis)  # (N, R): component r is latent number r
-        for layer, weight, bias in (
-            (self.compress, basis, -basis @ components.mean),
-            (self.to_latent, place, torch.zeros_like(self.to_latent.bias)),
-            (self.from_latent, place.mT, torch.zeros_like(self.from_latent.bias)),
-            (self.expand, basis.mT, components.mean),
-        ):
-            layer.weight.copy_(weight)
-            layer.bias.copy_(bias)
+        self.mean.copy_(components.mean)
+        self.basis.zero_()
+        self.basis[: len(components.basis)] = components.basis * components.basis.shape[1] ** 0.5

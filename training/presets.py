@@ -99,11 +99,9 @@ class Preset:
 
 
 SYNTHETIC = HypernetworkConfig(
-    LaeConfig(
-        latent_tokens=16, latent_channels=16, token_size=512, token_width=30, width=32, linear_rank=256
-    ),
+    LaeConfig(latent_tokens=16, latent_channels=12, token_size=512, token_width=4, width=32, linear_rank=192),
     MifConfig(width=128, image_grid=4),
-    DitConfig(latent_tokens=16, latent_channels=16, condition_width=128, width=128, depth=4),
+    DitConfig(latent_tokens=16, latent_channels=12, condition_width=128, width=128, depth=4),
     linear_prior=True,
 )
 
@@ -218,7 +216,7 @@ PRESETS = {
                 latent_tokens=16,
                 latent_channels=16,
                 token_size=512,
-                token_width=64,
+                token_width=8,
                 width=256,
                 linear_rank=256,
             ),

@@ -50,7 +50,7 @@ from training.presets import (
     preset,
 )
 from training.recommending import recommend
-from training.settings import RIDGE_REGULARISER
+from training.settings import PRIOR_REGULARISER
 from training.train_lae import TrainedLae, first_rows, split_library
 
 SAVE_EVERY = 250
@@ -62,7 +62,7 @@ def fit_prior(prior: LinearPrior, latents: Tensor, data: Data) -> None:
     for rows in (data.training, data.held_out):
         photos, person = pool_photos(data.pool, data.people[rows])  # (m, F), (m,)
         parts.append((photos, latents[rows][person]))  # (m, F), (m, T, C)
-    prior.fit(*parts[0], parts[1], data.pool.face.shape[-1], RIDGE_REGULARISER)
+    prior.fit(*parts[0], parts[1], data.pool.face.shape[-1], PRIOR_REGULARISER)
 
 
 def train(

@@ -1,4 +1,4 @@
-"""The LAE's linear path starts as principal component analysis, and distances survive it."""
+"""The LAE's linear path is principal component analysis, which training leaves alone."""
 
 from dataclasses import replace
 
@@ -11,8 +11,7 @@ from difflora.errors import DiffLoRAError
 from tests.difflora.test_autoencoder import CONFIG, LAYOUT
 
 RANK = 12
-PATH = replace(CONFIG, token_width=16, linear_rank=RANK)
-"""Tokens as wide as they are long: nothing is lost before the path."""
+PATH = replace(CONFIG, linear_rank=RANK)
 
 
 @pytest.fixture
@@ -50,7 +49,28 @@ def test_few_loras_leave_the_rest_of_the_path_unused(library: torch.Tensor) -> N
     with torch.no_grad():
         decoded = lae.decode(lae.encode(library[:4]))
     torch.testing.assert_close(decoded, library[:4], rtol=0, atol=1e-3)  # four points span three directions
-    assert lae.linear_path is not None and not lae.linear_path.compress.weight[3:].any()
+    assert lae.linear_path is not None and not lae.linear_path.basis[3:].any()
+
+
+def test_a_latent_longer_than_the_path_keeps_its_shape(library: torch.Tensor) -> None:
+    lae = LoraAutoencoder(LAYOUT, replace(PATH, linear_rank=5))
+    lae.start_from_components(library)
+    with torch.no_grad():
+        latent = lae.encode(library)  # (n, S, C)
+        decoded = lae.decode(latent)
+    assert latent.shape[1:] == (CONFIG.latent_tokens, CONFIG.latent_channels)
+    assert not latent.flatten(1)[:, 5:].any()  # the convolutions have not learnt anything yet
+    components = PrincipalComponents.fit(library, 5)
+    expected = components.reconstruct(components.project(library))
+    torch.testing.assert_close(decoded, expected, rtol=0, atol=1e-3)
+
+
+def test_no_gradient_reaches_the_components(library: torch.Tensor) -> None:
+    lae = LoraAutoencoder(LAYOUT, PATH)
+    lae.start_from_components(library)
+    assert lae.linear_path is not None and not list(lae.linear_path.parameters())
+    lae.decode(lae.encode(library)).square().sum().backward()  # the convolutions still learn
+    assert lae.tokens_to_weights.bias.grad is not None and bool(lae.tokens_to_weights.bias.grad.any())
 
 
 def test_decoder_parameters_hold_the_way_back_only() -> None:
