@@ -36,7 +36,7 @@ STATISTICS = ("latent_mean", "latent_std", "weight_mean", "weight_rms")
 PATH_BASIS = "lae.linear_path.basis"
 """Large, and of numbers around 1: eight bits hold it at 0.0007 of the explained variance."""
 
-NO_FIT = "weights do not fit its own configuration: get the file again, it is damaged"
+NO_FIT = "weights do not fit its own configuration: get the file again, it is damaged or of another version"
 
 Config = TypeVar("Config")
 

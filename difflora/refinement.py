@@ -42,7 +42,7 @@ class RefinementConfig:
     """
 
     num_steps: int = 10
-    learning_rate: float = 0.1
+    learning_rate: float = 0.03
     noises: int = 4
     precision: str = "float32"
 

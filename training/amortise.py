@@ -3,8 +3,7 @@
 LoRAs that were trained one by one hold the person and the luck of their training. A ridge regression from a
 person's features averages the luck away, and predicts LoRAs for people who were never trained. LAE and DiT
 then learn from those predictions as well: the linear start, from which the image loss goes on. [ours]
-With `--regressor` the end-to-end regressor predicts instead, which already knows the image loss; with
-`--checkpoint` DiffLoRA itself does, for the next round of refining and learning.
+With `--regressor` the end-to-end regressor predicts instead, which already knows the image loss.
 
 Letters: n LoRAs of the small library, M people with photos, F photos of each, C feature width,
 P parameters of one LoRA.
@@ -23,14 +22,13 @@ from torch import Tensor
 
 from difflora.autoencoder import explained_variance
 from difflora.base_model import BaseModel
-from difflora.checkpoint import load_checkpoint
 from difflora.controls import RidgeRegression
 from difflora.files import save_safetensors
 from difflora.normalisation import LoraNormalisation
 from difflora.synthetic import world
 from training.basis_regressor import open_regressor
-from training.common import digest_of, open_run, read_config, say
-from training.lora_library import SHARED_DOWN_NAME, Library, check_same_loras, library_option, load_library
+from training.common import open_run, read_config, say
+from training.lora_library import SHARED_DOWN_NAME, Library, library_option, load_library
 from training.photo_pool import PhotoPool, ScatteredPeople, build_pool
 from training.presets import preset
 
@@ -95,30 +93,6 @@ def predict_by_regressor(
     return predict
 
 
-def predict_by_checkpoint(path: Path, library: Library, pool: PhotoPool) -> Callable[[Tensor], Tensor]:
-    """The same with a DiffLoRA checkpoint: its mean prediction from all photos of a person.
-
-    Raises:
-        CheckpointError: it makes other LoRAs than the library's.
-    """
-    checkpoint = load_checkpoint(path)
-    advice = "give a checkpoint that was trained on this library"
-    check_same_loras(
-        f"the library of {path}", checkpoint.layout, checkpoint.shared_down or {}, library, advice
-    )
-    networks = checkpoint.networks
-
-    def predict(rows: Tensor) -> Tensor:
-        photos = torch.arange(pool.valid.shape[1]).expand(len(rows), -1)  # (n, F)
-        with torch.no_grad():
-            condition = networks.condition(*pool.references(rows, photos, pool.valid[rows]))
-            start = torch.zeros(len(rows), *networks.latent_mean.shape)  # (n, T, C)
-            latents = networks.sample(condition, start, checkpoint.recommended.num_steps, noise_scale=0.0)
-            return networks.decode_latents(latents)  # (n, P)
-
-    return predict
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Read the library, predict everybody's LoRA, write both as a new library."""
     dit = preset("synthetic").dit
@@ -133,9 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--gain", type=float, default=1.5, help="undoes the shrinkage; the strength ridge likes"
     )
-    instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--regressor", type=Path, help="by train_regressor, predicts instead of ridge")
-    instead.add_argument("--checkpoint", type=Path, help="by train_dit, predicts instead of ridge")
+    parser.add_argument("--regressor", type=Path, help="by train_regressor, predicts instead of ridge")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     options = parser.parse_args(arguments)
     library = load_library(options.loras)
@@ -144,16 +116,12 @@ def main(arguments: list[str] | None = None) -> None:
     people = ScatteredPeople("train", dit.photos_per_person, dit.seed)
     pool = build_pool(options.cache / "train", people, options.people, base, *encoders)
 
-    how: dict[str, float | str] = {"people": options.people}
-    if options.regressor is not None:
-        predict = predict_by_regressor(options.regressor, library, base.fingerprint, pool)
-        how["regressor"] = options.regressor.parent.name
-    elif options.checkpoint is not None:
-        predict = predict_by_checkpoint(options.checkpoint, library, pool)
-        how["checkpoint"] = digest_of(options.checkpoint)
-    else:
+    if options.regressor is None:
         predict = predict_by_ridge(library, pool, options.gain)
-        how["gain"] = options.gain
+        how = {"people": options.people, "gain": options.gain}
+    else:
+        predict = predict_by_regressor(options.regressor, library, base.fingerprint, pool)
+        how = {"people": options.people, "regressor": options.regressor.parent.name}
 
     folder = open_run(options.out, read_config(options.loras) | {"amortised": how})
     save_safetensors(folder / SHARED_DOWN_NAME, library.shared_down)

@@ -6,6 +6,7 @@ C width of image features, P parameters of one LoRA.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -299,7 +300,8 @@ def run_jobs(jobs: Sequence[Job], workers: int, description: str) -> None:
                 bar.update(1)
         elif missing:
             # a few jobs per call: loading the models costs seconds, and a kill loses little
-            parts = [missing[start : start + 6] for start in range(0, len(missing), 6)]
+            size = min(6, math.ceil(len(missing) / workers))
+            parts = [missing[start : start + size] for start in range(0, len(missing), size)]
             with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
                 calls = {pool.submit(measure_all, part): len(part) for part in parts}
                 for call in as_completed(calls):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from difflora.autoencoder import LaeConfig, LoraAutoencoder, explained_variance, lae_loss
 from difflora.checkpoint import config_from_fields
+from difflora.errors import CheckpointError
 from difflora.layout import LoraLayout
 from difflora.normalisation import ROWS_AT_ONCE, LoraNormalisation, WeightRows
 from training.common import (
@@ -196,12 +197,17 @@ class TrainedLae:
         """Inverse of `save`.
 
         Raises:
-            CheckpointError: missing, damaged or newer file.
+            CheckpointError: missing, damaged, older or newer file.
         """
         state = load_state(path)
         layout = LoraLayout.from_json(state["layout"])
         lae = LoraAutoencoder(layout, config_from_fields(LaeConfig, state["config"]))
-        lae.load_state_dict(state["lae"])
+        try:
+            lae.load_state_dict(state["lae"])
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{path} is of another version of this package: run train_lae again"
+            ) from error
         normalisation = LoraNormalisation.from_tensors(state["normalisation"], layout)
         return cls(lae.train(False), layout, normalisation, state["held_out"])
 

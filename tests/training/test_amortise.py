@@ -1,16 +1,9 @@
 import pytest
 import torch
 
-from difflora.autoencoder import LaeConfig
-from difflora.checkpoint import Checkpoint, save_checkpoint
 from difflora.errors import CheckpointError
-from difflora.features import IdentityFeatures
-from difflora.hypernetwork import HypernetworkConfig, LoraHypernetwork
 from difflora.layout import LoraLayout, ModuleSpec, init_shared_down
-from difflora.mixing import MifConfig
-from difflora.model import DiffLoRA
-from difflora.transformer import DitConfig
-from training.amortise import fit, person_features, predict_by_checkpoint, predict_by_regressor
+from training.amortise import fit, person_features, predict_by_regressor
 from training.basis_regressor import BasisRegressor, BasisRegressorConfig, save_regressor
 from training.lora_library import Library
 from training.photo_pool import PhotoPool
@@ -66,32 +59,3 @@ def test_a_regressor_predicts_from_all_photos_with_a_face(tmp_path, generator):
     torch.testing.assert_close(predicted[1:], regressor(face[4:], image[4:], valid[4:]))
     with pytest.raises(CheckpointError, match="made for the base model base, not other"):
         predict_by_regressor(path, library, "other", pool)
-
-
-def test_a_checkpoint_predicts_its_mean_from_all_photos_with_a_face(tmp_path, generator):
-    torch.manual_seed(0)
-    sizes = HypernetworkConfig(
-        LaeConfig(latent_tokens=2, latent_channels=4, token_size=8, token_width=4, width=8, stages=1),
-        MifConfig(face_width=4, image_width=4, width=8, heads=2),
-        DitConfig(latent_tokens=2, latent_channels=4, condition_width=8, width=16, depth=1, heads=2),
-    )
-    networks = LoraHypernetwork(LAYOUT, sizes)
-    for parameter in networks.dit.parameters():
-        torch.nn.init.normal_(parameter, std=0.3, generator=generator)  # untrained, it ignores the photos
-    down = init_shared_down(LAYOUT)
-    path = save_checkpoint(tmp_path / "c.safetensors", Checkpoint(networks, down, "tiny", "pack", "clip"))
-    library = Library(LAYOUT, down, torch.zeros(3, LAYOUT.num_parameters), torch.arange(3))
-    face, image = torch.randn(2, 5, 3, 4, generator=generator)
-    valid = torch.ones(5, 3, dtype=torch.bool)
-    valid[2, 1:] = False
-    predicted = predict_by_checkpoint(path, library, pool_of(face, image, valid))(torch.tensor([2, 4]))
-    model = DiffLoRA.load(path)
-    people = [IdentityFeatures(face[2, :1], image[2, :1]), IdentityFeatures(face[4], image[4])]
-    expected = model.generate_weights(people, noise_scale=0.0)
-    torch.testing.assert_close(predicted, expected)
-    assert not torch.allclose(predicted[0], predicted[1])
-    other = Library(
-        LoraLayout((ModuleSpec("a", 4, 7),), rank=2, alpha=2.0), down, library.flat, library.people
-    )
-    with pytest.raises(CheckpointError, match="give a checkpoint that was trained on this library"):
-        predict_by_checkpoint(path, other, pool_of(face, image, valid))

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from difflora.errors import CheckpointError
 from difflora.layout import LoraLayout, ModuleSpec
 from training import train_lae
-from training.common import read_metrics
+from training.common import load_state, read_metrics, save_state
 from training.presets import PRESETS, LaeTrainingConfig
 
 LAYOUT = LoraLayout((ModuleSpec("a", 8, 30), ModuleSpec("b", 8, 60)), rank=2, alpha=2.0)
@@ -36,6 +37,12 @@ def test_it_learns_what_people_have_in_common(tmp_path: Path) -> None:
     flat = loaded.normalisation.normalise(library())
     torch.testing.assert_close(loaded.lae.decode(loaded.lae.encode(flat)), lae.decode(lae.encode(flat)))
     assert loaded.layout == LAYOUT
+
+    state = load_state(path)
+    state["lae"]["linear_path.compress.weight"] = state["lae"].pop("linear_path.basis")  # what it once was
+    save_state(path, state)
+    with pytest.raises(CheckpointError, match="another version of this package: run train_lae again"):
+        train_lae.TrainedLae.load(path)
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
