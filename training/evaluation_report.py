@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,8 @@ HEADINGS = {
 SHEET_PEOPLE = 10
 LEAST_SHOWN = 0.55
 """Rows less alike, and the true renders, are left out of the right-hand plot, where they squeeze the rest."""
+LABEL_GAP, LABEL_AWAY = 0.013, 0.25
+"""Of its labels, in units of the axes: between two of them, and from a label to its point."""
 README_TABLE = r"(<!-- evaluation:.*?-->\n)(.*?)(<!-- /evaluation -->)"
 PAGE = """# Results
 
@@ -289,6 +291,21 @@ def draw_sheet(photos: Tensor, phrases: list[list[str]], chosen: Mapping[str, Me
     return draw_grid([["photo"], *([HEADINGS[name]] for name in shown)], rows, side=104, label_width=124)
 
 
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Where labels go so that they are a gap apart and least moved, in squares: heights rise.
+
+    Less their places' gaps, heights must not fall: isotonic regression, by pooling neighbours that do.
+    """
+    blocks: list[tuple[float, int]] = []  # mean and number of labels
+    for place, height in enumerate(heights):
+        blocks.append((height - place * gap, 1))
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            (upper, more), (lower, count) = blocks.pop(), blocks.pop()
+            blocks.append(((upper * more + lower * count) / (more + count), more + count))
+    means = [mean for mean, count in blocks for _ in range(count)]
+    return [mean + place * gap for place, mean in enumerate(means)]
+
+
 def draw_plot(report: Mapping[str, Any], path: Path) -> None:
     """Likeness of every row with its interval, and likeness against prompt accuracy, as a PNG."""
     import matplotlib
@@ -298,6 +315,7 @@ def draw_plot(report: Mapping[str, Any], path: Path) -> None:
 
     rows = {name: report["rows"][name] for name in labels(report)}
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.2), gridspec_kw={"width_ratios": [1.25, 1]})
+    points: dict[bool, list[tuple[float, float, str, str]]] = {False: [], True: []}
     for place, (name, row) in enumerate(reversed(rows.items())):
         likeness, accuracy = row["identity_similarity"], row["prompt_accuracy"]
         ours = name.startswith("difflora")
@@ -307,11 +325,17 @@ def draw_plot(report: Mapping[str, Any], path: Path) -> None:
         if LEAST_SHOWN < likeness["mean"] and name != "true_renders":
             point = (100 * accuracy["mean"], likeness["mean"])
             # best of n lies on the point of one photo, the oracle on that of a LoRA from a prediction
-            right_side = (ours and name != "difflora_best") or name == "trained_started"
+            right_side = (ours and name != "difflora_best") or name.endswith("_started")
             right.plot(*point, "o", color=colour)
+            points[right_side].append((*point, HEADINGS[name], colour))
+    for right_side, some in points.items():
+        some.sort(key=lambda point: point[1])
+        heights = spread([point[1] for point in some], LABEL_GAP)
+        for (x, y, label, colour), height in zip(some, heights, strict=True):
             right.annotate(
-                HEADINGS[name], point, xytext=(7 if right_side else -7, -3), textcoords="offset points",
+                label, (x, y), (x + (LABEL_AWAY if right_side else -LABEL_AWAY), height), va="center",
                 ha="left" if right_side else "right", fontsize=8, color=colour,
+                arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5},
             )  # fmt: skip
     names = [LABELS[name].strip("*") for name in reversed(rows)]
     left.set_yticks(range(len(names)), names)

@@ -5,7 +5,15 @@ import json
 import pytest
 import torch
 
-from training.evaluation_report import LABELS, SHEET_PEOPLE, draw_sheet, markdown, readme_table, write_report
+from training.evaluation_report import (
+    LABELS,
+    SHEET_PEOPLE,
+    draw_sheet,
+    markdown,
+    readme_table,
+    spread,
+    write_report,
+)
 from training.evaluation_scores import (
     Measurement,
     candidate_spread,
@@ -175,3 +183,12 @@ def test_sheet_has_a_row_per_person_and_a_column_per_method():
     sheet = draw_sheet(photos, [["smiling", "red background"]] * PROMPTS, chosen)
     assert PEOPLE <= SHEET_PEOPLE
     assert sheet.height > PEOPLE * 104 and sheet.width > (len(LABELS) + 1) * 104
+
+
+def test_labels_are_a_gap_apart_and_move_no_further_than_they_must():
+    assert spread([], 0.1) == []
+    assert spread([0.1, 0.5], 0.1) == [0.1, 0.5]  # nothing touches
+    two = spread([0.1, 0.3, 0.34, 0.8], 0.1)
+    assert two == pytest.approx([0.1, 0.27, 0.37, 0.8])
+    pushed = spread([0.0, 0.3, 0.3, 0.3], 0.2)  # three together reach down to the first
+    assert pushed == pytest.approx([-0.075, 0.125, 0.325, 0.525])
