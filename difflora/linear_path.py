@@ -33,7 +33,7 @@ class LinearPath(nn.Module):
     def encode(self, flat_weights: Tensor) -> Tensor:
         """(B, P) -> (B, S, C)."""
         rank, width = self.basis.shape
-        coefficients = (flat_weights - self.mean) @ self.basis.mT / width**0.5  # (B, R)
+        coefficients = (flat_weights - self.mean) / width**0.5 @ self.basis.mT  # (B, R); no sum grows with P
         rest = self.latent[0] * self.latent[1] - rank
         return nn.functional.pad(coefficients, (0, rest)).unflatten(1, self.latent)
 

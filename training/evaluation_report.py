@@ -61,8 +61,8 @@ HEADINGS = {
 SHEET_PEOPLE = 10
 LEAST_SHOWN = 0.55
 """Rows less alike, and the true renders, are left out of the right-hand plot, where they squeeze the rest."""
-LABEL_GAP, LABEL_AWAY = 0.013, 0.25
-"""Of its labels, in units of the axes: between two of them, and from a label to its point."""
+LABEL_GAP, LABEL_AWAY = 0.035, 0.025
+"""Of its labels, as shares of height and width: between two of them, and from a label to its point."""
 README_TABLE = r"(<!-- evaluation:.*?-->\n)(.*?)(<!-- /evaluation -->)"
 PAGE = """# Results
 
@@ -328,12 +328,15 @@ def draw_plot(report: Mapping[str, Any], path: Path) -> None:
             right_side = (ours and name != "difflora_best") or name.endswith("_started")
             right.plot(*point, "o", color=colour)
             points[right_side].append((*point, HEADINGS[name], colour))
+    right.margins(x=0.4)
+    low, high = right.get_ylim()
+    away = LABEL_AWAY * (right.get_xlim()[1] - right.get_xlim()[0])
     for right_side, some in points.items():
         some.sort(key=lambda point: point[1])
-        heights = spread([point[1] for point in some], LABEL_GAP)
+        heights = spread([point[1] for point in some], LABEL_GAP * (high - low))
         for (x, y, label, colour), height in zip(some, heights, strict=True):
             right.annotate(
-                label, (x, y), (x + (LABEL_AWAY if right_side else -LABEL_AWAY), height), va="center",
+                label, (x, y), (x + (away if right_side else -away), height), va="center",
                 ha="left" if right_side else "right", fontsize=8, color=colour,
                 arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5},
             )  # fmt: skip
@@ -342,7 +345,6 @@ def draw_plot(report: Mapping[str, Any], path: Path) -> None:
     left.set_xlabel("identity similarity, 95 % interval over people")
     right.set_xlabel("prompt accuracy, %")
     right.set_ylabel("identity similarity")
-    right.margins(x=0.4)
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.tight_layout()
