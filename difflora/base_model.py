@@ -37,8 +37,8 @@ def weights_fingerprint(*networks: nn.Module) -> str:
     """Sixteen hexadecimal digits over names, shapes and a sample of the weights (three digits)."""
     digest = hashlib.sha256()
     for network in networks:
-        for key, parameter in sorted(network.named_parameters()):
-            digest.update(_print_of(key, tuple(parameter.shape), parameter.detach().flatten()[:SAMPLED]))
+        for key, tensor in sorted(network.state_dict().items()):  # buffers as well: components are some
+            digest.update(_print_of(key, tuple(tensor.shape), tensor.flatten()[:SAMPLED]))
     return digest.hexdigest()[:16]
 
 

@@ -295,7 +295,7 @@ def _read_shared_down(
 
 
 def _read_sketch(path: str | Path, tensors: Mapping[str, Tensor], layout: LoraLayout) -> BaseSketch | None:
-    parts = [tensors[key].cpu() for key in SKETCH_KEYS if key in tensors]
+    parts = [tensors[key] for key in SKETCH_KEYS if key in tensors]
     if not parts:
         return None
     if len(parts) != len(SKETCH_KEYS) or len(parts[0]) != len(layout.modules):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from difflora.autoencoder import LoraAutoencoder, explained_variance
+from difflora.base_model import weights_fingerprint
 from difflora.controls import PrincipalComponents
 from difflora.errors import DiffLoRAError
 from tests.difflora.test_autoencoder import CONFIG, LAYOUT
@@ -83,3 +84,12 @@ def test_decoder_parameters_hold_the_way_back_only() -> None:
 def test_a_rank_beyond_the_latent_is_refused() -> None:
     with pytest.raises(DiffLoRAError, match="linear_rank is 13: it must be from 0 to the 12"):
         replace(CONFIG, linear_rank=13)
+
+
+def test_other_components_are_another_autoencoder(library: torch.Tensor) -> None:
+    lae = LoraAutoencoder(LAYOUT, PATH)
+    lae.start_from_components(library)
+    before = weights_fingerprint(lae)
+    assert lae.linear_path is not None
+    lae.linear_path.basis[0] *= -1  # its latents mean something else now
+    assert weights_fingerprint(lae) != before
