@@ -3,6 +3,7 @@
     python -m training.make_loras --people 512                     # the synthetic world
     python -m training.make_loras --people 64 --split validation   # other people, same library folder
     python -m training.make_loras --people 32 --split test --reference  # from one photo of each
+    python -m training.make_loras --like CHECKPOINT --split test   # comparable with the checkpoint
     python -m training.make_loras --start CHECKPOINT --learning-rate 0.01 --out runs/loras_started
     python -m training.make_loras --preset sdxl --base FOLDER --photos DIR  # one folder of photos per person
 
@@ -26,11 +27,12 @@ if not __package__:  # run as a file: the repository root takes the place of thi
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from difflora.base_model import BaseModel
+from difflora.checkpoint import load_checkpoint
 from difflora.errors import CheckpointError, DiffLoRAError
 from difflora.faces import FaceAnalyzer
 from difflora.features import encode_photos
 from difflora.files import load_safetensors, save_safetensors
-from difflora.layout import LoraLayout, init_shared_down
+from difflora.layout import LoraLayout, SharedDown, init_shared_down
 from difflora.lora_training import LoraTrainingConfig, Progress, learn_shared_down, train_loras
 from difflora.model import DiffLoRA
 from difflora.photos import as_arrays
@@ -77,14 +79,14 @@ def prepare_shared_down(
     people: People,
     making: LibraryConfig,
     seed: int,
-    start: DiffLoRA | None = None,
+    given: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """The library's `lora_down`: read if it exists, else the start's, drawn or learned, and saved."""
+    """The library's `lora_down`: read if it exists, else the given one, drawn or learned, and saved."""
     path = folder / SHARED_DOWN_NAME
     if path.is_file():
         return load_safetensors(path)[0]
-    if start is not None and start.shared_down is not None:
-        down = dict(start.shared_down)
+    if given is not None:
+        down = {name: factor.cpu() for name, factor in given.items()}
     elif making.down == "learned":
         if isinstance(people, RenderedPeople):
             people = dataclasses.replace(people, split="train")  # whatever split comes first
@@ -112,12 +114,36 @@ def open_start(options: argparse.Namespace, layout: LoraLayout) -> DiffLoRA | No
     if options.start is None:
         return None
     model = DiffLoRA.load(options.start, options.face_pack, options.image_encoder, options.device)
-    if model.layout.fingerprint != layout.fingerprint:
+    check_layout(options.start, model.layout, layout)
+    return model
+
+
+def given_down(options: argparse.Namespace, layout: LoraLayout, start: DiffLoRA | None) -> SharedDown | None:
+    """`lora_down` of the checkpoint that training starts from or that the library is for; None: of its own.
+
+    Raises:
+        CheckpointError: the checkpoint's LoRAs are not those that the library would hold.
+    """
+    if start is not None:
+        return start.shared_down
+    if options.like is None:
+        return None
+    checkpoint = load_checkpoint(options.like)
+    check_layout(options.like, checkpoint.layout, layout)
+    return checkpoint.shared_down
+
+
+def check_layout(path: Path, has: LoraLayout, wanted: LoraLayout) -> None:
+    """Refuse a checkpoint whose LoRAs are not the library's.
+
+    Raises:
+        CheckpointError: says what to give.
+    """
+    if has.fingerprint != wanted.fingerprint:
         raise CheckpointError(
-            f"LoRAs of {options.start} touch other modules or have another rank than the library's: "
+            f"LoRAs of {path} touch other modules or have another rank than the library's: "
             "give --targets and --rank of the checkpoint, and its --base"
         )
-    return model
 
 
 def predicted_loras(model: DiffLoRA, people: People, indices: Sequence[int], size: int) -> Tensor:
@@ -259,6 +285,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--start", type=Path, help="DiffLoRA checkpoint: train on from what it predicts, at a smaller rate"
     )
+    parser.add_argument(
+        "--like", type=Path, help="DiffLoRA checkpoint: take its lora_down, to compare LoRAs with its own"
+    )
     parser.add_argument("--face-pack", type=Path, default=world.FACE_PACK, help="for --reference and --start")
     parser.add_argument(
         "--image-encoder", type=Path, default=world.IMAGE_ENCODER, help="of the checkpoint, for --start"
@@ -313,7 +342,8 @@ def run(
     config = making.training()
     learned = (making.down_people, making.down_steps) if making.down == "learned" else ()
     start = open_start(options, layout)
-    started = {"start": digest_of(options.start)} if start else {}
+    given = given_down(options, layout, start)
+    used = {name: digest_of(path) for name in ("start", "like") if (path := getattr(options, name))}
     folder = open_run(
         options.out,
         {
@@ -325,10 +355,10 @@ def run(
             "down": [making.down, *learned],
             "batch": making.batch,
             "seed": options.seed,
-            **started,
+            **used,
         },
     )
-    shared_down = prepare_shared_down(folder, base, layout, people, making, options.seed, start)
+    shared_down = prepare_shared_down(folder, base, layout, people, making, options.seed, given)
     if options.workers > 1 and options.worker == (0, 1):
         run_workers(arguments, options.workers)
         return

@@ -7,6 +7,7 @@ import torch
 
 from difflora import DiffLoRA
 from difflora.base_model import BaseModel
+from difflora.checkpoint import load_checkpoint
 from difflora.errors import CheckpointError, DiffLoRAError
 from difflora.model import EMBEDDED_CHECKPOINT
 from difflora.synthetic import world
@@ -87,6 +88,25 @@ def test_training_starts_from_what_a_checkpoint_predicts(tmp_path):
     folder = tmp_path / "rank"
     with pytest.raises(CheckpointError, match="give --targets and --rank"):
         run("--rank", "2")
+
+
+def test_a_library_like_a_checkpoint_has_its_down(one_block_base, library, tmp_path):
+    given = {name: down * 2 for name, down in load_library(library).shared_down.items()}
+    layout = load_library(library).layout
+    down = make_loras.prepare_shared_down(
+        tmp_path, one_block_base, layout, RenderedPeople("train", 4), make_loras.LibraryConfig(), 0, given
+    )
+    again = make_loras.prepare_shared_down(
+        tmp_path, one_block_base, layout, RenderedPeople("train", 4), make_loras.LibraryConfig(), 0
+    )
+    for found in (down, again):  # and it stays the library's
+        assert all(torch.equal(found[name], factor) for name, factor in given.items())
+    options = make_loras.parse(["--like", str(EMBEDDED_CHECKPOINT)])
+    with pytest.raises(CheckpointError, match="give --targets and --rank"):
+        make_loras.given_down(options, layout, None)
+    own = load_checkpoint(EMBEDDED_CHECKPOINT)
+    given = make_loras.given_down(options, own.layout, None)
+    assert all(torch.equal(given[name], factor) for name, factor in own.shared_down.items())
 
 
 def test_batch_size_and_workers_do_not_change_the_loras(one_block_base, library, tmp_path):
