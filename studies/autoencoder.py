@@ -4,7 +4,7 @@ Variants of the LAE (`studies.lae_variants`) and principal components learn from
 pictures: how much of the similarity that a held-out person's LoRA gains over the base model is left after
 compressing and decoding it. Two kinds of LoRAs are compressed: trained ones, with their luck, and predicted
 ones, without. Trained ones a second time, with the code fitted to what the LoRA does: that tells what the
-encoder loses from what the decoder cannot say (`studies.latent_fitting`). Then two experiments of the paper:
+encoder loses from what the decoder cannot say (`training.latent_fitting`). Then two experiments of the paper:
 keep only some of a LoRA's numbers (Fig. 4), and compress low-rank against full-rank weights (Fig. 2;
 libraries of `studies.learnability`).
 
@@ -39,9 +39,9 @@ from difflora.synthetic.judge import Judge
 from studies.autoencoder_report import draw_plot, tables
 from studies.common import Gallery, interval, study_options, write_study
 from studies.lae_variants import TRAINING, VARIANTS, Variant
-from studies.latent_fitting import fit_codes
 from studies.libraries import SETTINGS, Loras
 from training.common import open_run, read_config, say
+from training.latent_fitting import fit_codes
 from training.lora_library import Library, load_library
 from training.presets import PRESETS
 from training.train_lae import TrainedLae, split_library, train
@@ -144,7 +144,7 @@ def measure_codec(
         row[kind] = {"r2": round(r2, 4), "kept": group.kept(flat)}
         if kind == "trained":
             row[kind]["kept_stronger"] = group.kept(flat, STRONGER)
-            fitted = fit_codes(group.gallery.base, group.loras, weights, codes)  # (B, ...)
+            fitted = fit_codes(group.gallery.base, group.loras.batch(1.0), weights, codes)  # (B, ...)
             with torch.no_grad():
                 row[kind]["kept_fitted"] = group.kept(weights(fitted))
     return row

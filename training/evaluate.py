@@ -41,7 +41,7 @@ if not __package__:  # run as a file: the repository root takes the place of thi
 
 from torch import Tensor
 
-from difflora.base_model import BaseModel
+from difflora.base_model import BaseModel, weights_fingerprint
 from difflora.errors import DiffLoRAError
 from difflora.files import atomic_save, load_safetensors, save_safetensors
 from difflora.model import EMBEDDED_CHECKPOINT, DiffLoRA
@@ -67,7 +67,7 @@ from training.evaluation_scores import Measurement, choose_strength, curve_value
 from training.lora_library import REFERENCE_SUFFIX, library_option, load_library
 from training.prompt_following import measure_prompt_following
 
-MEASURES = 2
+MEASURES = 3
 """Version of what is measured on pictures: results of another one are measured again."""
 FROM_PHOTO = (
     "nearest_lora", "ridge", "mlp", "regressor", "difflora_1", "difflora_best", "difflora_refined",
@@ -168,9 +168,10 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
     model = DiffLoRA.load(options.checkpoint, options.face_pack, world.IMAGE_ENCODER, options.device)
     base = BaseModel.load(options.base, options.device)
     faces = sorted(face_models(model)[0].folder.glob("*.onnx"))
+    draws = base.fingerprint + weights_fingerprint(base.autoencoder)
     fingerprints = {  # who draws and who judges
-        "validation": base.fingerprint + digest_of(*faces, world.ATTRIBUTE_CLASSIFIER),
-        "test": base.fingerprint + digest_of(world.EVALUATION_RECOGNISER, world.ATTRIBUTE_CLASSIFIER),
+        "validation": draws + digest_of(*faces, world.ATTRIBUTE_CLASSIFIER),
+        "test": draws + digest_of(world.EVALUATION_RECOGNISER, world.ATTRIBUTE_CLASSIFIER),
     }
     library = load_library(options.loras)
     check_same_library(library, model)

@@ -32,7 +32,7 @@ from difflora.photos import as_arrays, to_pixels
 from difflora.synthetic import world
 from difflora.synthetic.judge import Judge, mean_embeddings
 from difflora.synthetic.people import sample_people
-from difflora.synthetic.renderer import render
+from difflora.synthetic.renderer import PHOTO_PX, render
 from difflora.synthetic.scenes import sample_scenes
 from training.common import progress_bar
 from training.evaluation_people import (
@@ -258,7 +258,9 @@ def true_pictures(job: Job) -> Tensor:
     pictures = []
     for index, person in enumerate(traits):
         scenes = replace(prompts, jitter=sample_scenes(job.prompts, TRUE_SEED + index).jitter)
-        pictures.append(render(person.expand(job.prompts, -1), scenes).pictures * 2 - 1)  # (K, 3, H, W)
+        pictures.append(
+            render(person.expand(job.prompts, -1), scenes, PHOTO_PX).pictures * 2 - 1
+        )  # (K, 3, H, W)
     return torch.stack(pictures)
 
 

@@ -18,6 +18,7 @@ from difflora.candidates import NUM_CANDIDATES
 from difflora.files import atomic_save
 from difflora.refinement import RefinementConfig
 from difflora.sheet import SheetRow, draw_grid, to_image
+from training.evaluation_rows import FITTING_STEPS
 from training.evaluation_scores import LAE_ROWS, MAX_ACCURACY_LOSS, Measurement
 
 LABELS = {
@@ -30,6 +31,7 @@ LABELS = {
     "trained_one_photo": "LoRA trained on that one photo",
     "trained_library": "LoRA trained on the person as in the library",
     "lae_trained": "LoRA as in the library, through the LAE",
+    "lae_fitted": "LoRA as in the library, through the LAE, latent fitted",
     "lae_started": "LoRA trained from a prediction, through the LAE",
     "difflora_1": "**DiffLoRA, one photo**",
     "difflora_best": f"DiffLoRA, one photo, best of {NUM_CANDIDATES}",
@@ -49,6 +51,7 @@ HEADINGS = {
     "trained_one_photo": "trained on 1",
     "trained_library": "library",
     "lae_trained": "LAE(library)",
+    "lae_fitted": "LAE, fitted",
     "lae_started": "LAE(started)",
     "difflora_1": "DiffLoRA",
     "difflora_best": f"best of {NUM_CANDIDATES}",
@@ -72,6 +75,7 @@ Written by `{command}` on one machine ({machine}), with
 {table}
 - *Identity similarity*: cosine between the evaluation recogniser's embedding of a generated picture and the
   normalised mean embedding of other true renders of that person. That recogniser is used for nothing else.
+- *Judges*, that recogniser and the classifier, see pictures of 128 px at 64 px, where they learned to judge.
 - *Gap closed*: (row - base model) / (trained LoRA - base model), with bootstrap standard error. Trained LoRAs
   are noisy, so that this can exceed 100 %.
 - *Prompt accuracy*: part of the prompt's attributes (expression, pose, accessory, light, background, clothes)
@@ -204,6 +208,11 @@ def control_notes(report: Mapping[str, Any]) -> str:
         if name in report["rows"]:
             kept = interval(report["rows"][name]["kept_by_lae"])
             notes[name] = f"- *Through the LAE*, {what} keep {kept} of their gain."
+    if "lae_fitted" in notes:
+        notes["lae_fitted"] += (
+            f"\n  *Fitted*: {FITTING_STEPS} gradient steps move the encoder's latent until the decoded LoRA\n"
+            "  does what the LoRA does on eight pictures that it draws itself."
+        )
     return "".join(f"{note}\n" for name, note in notes.items() if name in report["rows"])
 
 
@@ -288,7 +297,7 @@ def draw_sheet(photos: Tensor, phrases: list[list[str]], chosen: Mapping[str, Me
         pictures = [to_image(chosen[name].samples[index].float() / 127.5 - 1) for name in shown]
         label, *details = phrases[index % len(phrases)]
         rows.append(SheetRow(label, [to_image(photos[index]), *pictures], details))
-    return draw_grid([["photo"], *([HEADINGS[name]] for name in shown)], rows, side=104, label_width=124)
+    return draw_grid([["photo"], *([HEADINGS[name]] for name in shown)], rows, side=128, label_width=124)
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,11 +36,14 @@ from training.evaluation_people import (
     first_photos,
     photos_of,
 )
+from training.evaluation_pictures import LoraBatch
+from training.latent_fitting import fit_codes
 from training.lora_library import Library, check_same_loras
 from training.photo_pool import photo_features
 
-REFINED_AT_ONCE = 32  # people: their pictures go through the base model together
+REFINED_AT_ONCE = FITTED_AT_ONCE = 32  # people: their pictures go through the base model together
 REGULARISERS = (0.01, 0.1, 1.0)
+FITTING_STEPS = 60
 MAX_COMPONENTS = 128
 """More than the 33 true traits need; ridge regression decides how much of each it believes."""
 MLP_HELD_OUT = 0.1
@@ -157,6 +160,15 @@ def all_rows(
     def through_lae(flat: Tensor) -> Tensor:
         return networks.decode_latents(networks.encode_loras(flat))
 
+    def fitted(flat: Tensor) -> Tensor:
+        loras = LoraBatch(model.layout, model.shared_down, flat.to(base.device), 1.0)
+        codes = networks.encode_loras(loras.flat)  # (B, T, C)
+        parts = [
+            fit_codes(base, replace(loras, flat=some), networks.decode_latents, start, FITTING_STEPS)
+            for some, start in zip(loras.flat.split(FITTED_AT_ONCE), codes.split(FITTED_AT_ONCE), strict=True)
+        ]
+        return networks.decode_latents(torch.cat(parts))
+
     def best_of_n() -> Tensor:
         ranked.append(rank_candidates(model, batched_draw(model, base, seed), one, seed=seed))
         return ranked[0].best_weights  # (B, P)
@@ -168,6 +180,7 @@ def all_rows(
         "mlp": lambda: controls.mlp(photo),
         **({} if regressor is None else {"regressor": lambda: regressor.generate_weights(one)}),
         "lae_trained": lambda: through_lae(of_library),
+        "lae_fitted": lambda: fitted(of_library),
         **(
             {"lae_started": lambda: through_lae(trained["trained_started"])}
             if "trained_started" in trained

@@ -28,6 +28,7 @@ GAP_TARGETS = {
 LAE_TARGET = 0.98
 LAE_ROWS = {
     "lae_trained": ("LoRAs of the library", ("trained_library", "trained_lora")),
+    "lae_fitted": ("LoRAs of the library, as fitted latents,", ("trained_library", "trained_lora")),
     "lae_started": ("LoRAs trained from a prediction", ("trained_started",)),
 }
 """Row -> what went through the LAE, and the first of these rows that there is holds it as it was."""

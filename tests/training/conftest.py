@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from difflora.base_model import BaseModel
+
 
 class OneBlock(nn.Module):
     """Denoiser: one diffusers transformer block over 4 x 4 latents of 8 channels."""
@@ -60,3 +62,29 @@ def one_block_base():
         torch.manual_seed(0)
         denoiser = OneBlock().train(False).requires_grad_(False)
     return OneBlockBase(denoiser, torch.linspace(0.9999, 0.01, 1000))
+
+
+@dataclass(frozen=True)
+class DrawingBase(BaseModel):
+    """Embeds prompts without a text encoder, and counts what it draws."""
+
+    fingerprint: str = "0123456789abcdef"
+    drawn: tuple = ()
+
+    def encode_prompts(self, prompts):
+        return torch.stack(
+            [torch.randn(5, 12, generator=torch.Generator().manual_seed(len(text))) for text in prompts]
+        )
+
+
+@pytest.fixture
+def drawing_base(one_block_base):
+    from difflora.picture_autoencoder import PatchAutoencoder
+
+    denoiser = one_block_base.denoiser
+    denoiser.config = SimpleNamespace(in_channels=8, sample_size=4)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        autoencoder = PatchAutoencoder(latent_channels=8, patch_size=2).train(False)
+    alphas = one_block_base.alphas_cumprod
+    return DrawingBase("one-block", denoiser, torch.nn.Identity(), None, autoencoder, alphas, "sample")

@@ -4,15 +4,15 @@ import torch
 
 from difflora.batched import batched_lora
 from difflora.layout import LoraLayout, init_shared_down
-from studies.latent_fitting import PICTURES, draw_latents, fit_codes
-from studies.libraries import Loras
+from training.evaluation_pictures import LoraBatch
+from training.latent_fitting import PICTURES, draw_latents, fit_codes
 
 
 def test_a_code_is_found_that_does_what_the_lora_does(drawing_base, generator):
     layout = LoraLayout.from_model(drawing_base.denoiser, rank=2)
     basis = torch.randn(3, layout.num_parameters, generator=generator)
     codes = torch.randn(4, 3, generator=generator)
-    loras = Loras(layout, init_shared_down(layout), codes @ basis)
+    loras = LoraBatch(layout, init_shared_down(layout), codes @ basis, 1.0)
     drawn, embeds = draw_latents(drawing_base, loras)
     assert drawn.shape == (4, PICTURES, 8, 4, 4) and len(embeds) == PICTURES
     assert (drawn[0] - drawn[1]).abs().max() > 1e-3  # everybody's own
@@ -22,7 +22,7 @@ def test_a_code_is_found_that_does_what_the_lora_does(drawing_base, generator):
     noisy = drawing_base.add_noise(drawn.flatten(0, 1), noise, times)
 
     def predicted(flat):
-        with torch.no_grad(), batched_lora(drawing_base.denoiser, layout, flat, loras.down):
+        with torch.no_grad(), batched_lora(drawing_base.denoiser, layout, flat, loras.shared_down):
             return drawing_base.denoise(noisy, times, embeds.repeat(4, 1, 1))
 
     def error(codes):
@@ -39,9 +39,9 @@ def test_everybody_is_fitted_as_if_alone(drawing_base, generator):
     basis = torch.randn(3, layout.num_parameters, generator=generator)
     codes = torch.randn(2, 3, generator=generator)
     down = init_shared_down(layout)
-    loras = Loras(layout, down, codes @ basis)
+    loras = LoraBatch(layout, down, codes @ basis, 1.0)
     start = torch.tensor([[1.0, 2.0, 3.0], [-1.0, -2.0, -3.0]])
     together = fit_codes(drawing_base, loras, lambda given: given @ basis, start, num_steps=3)
-    swapped = Loras(layout, down, loras.flat.flip(0))
+    swapped = LoraBatch(layout, down, loras.flat.flip(0), 1.0)
     again = fit_codes(drawing_base, swapped, lambda given: given @ basis, start.flip(0), num_steps=3)
     assert torch.allclose(together, again.flip(0), atol=1e-4)

@@ -8,6 +8,7 @@ latent, (T, W) a prompt embedding.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -15,15 +16,19 @@ from torch import Tensor
 from difflora.base_model import BaseModel
 from difflora.batched import batched_lora
 from difflora.diffusion import draw_noise
-from studies.libraries import Loras
 from training.evaluation_people import prompt_scenes
+from training.evaluation_pictures import LoraBatch
 
 PICTURES, PICTURE_STEPS = 8, 10
 NUM_STEPS, LEARNING_RATE, NOISES = 20, 0.2, 4
 """Twenty steps are nearly all: sixty keep a hundredth more of the gain (training/LOG.md)."""
 
 
-def draw_latents(base: BaseModel, loras: Loras, seed: int = 0) -> tuple[Tensor, Tensor]:
+def _applied(base: BaseModel, loras: LoraBatch, flat: Tensor) -> AbstractContextManager[None]:
+    return batched_lora(base.denoiser, loras.layout, flat, loras.shared_down, loras.strength)
+
+
+def draw_latents(base: BaseModel, loras: LoraBatch, seed: int = 0) -> tuple[Tensor, Tensor]:
     """What LoRAs draw: image latents (B, K, C, h, w) and prompt embeddings (K, T, W).
 
     Args:
@@ -34,14 +39,14 @@ def draw_latents(base: BaseModel, loras: Loras, seed: int = 0) -> tuple[Tensor, 
     people = len(loras.flat)
     noise = draw_noise((PICTURES, *base.latent_shape), torch.Generator().manual_seed(seed), base.device)
     embeds = base.encode_prompts(prompt_scenes("validation", PICTURES).prompts())  # (K, T, W)
-    with torch.no_grad(), batched_lora(base.denoiser, loras.layout, loras.flat, loras.down):
+    with torch.no_grad(), _applied(base, loras, loras.flat):
         drawn = base.sample(embeds.repeat(people, 1, 1), noise.repeat(people, 1, 1, 1), PICTURE_STEPS)
     return drawn.unflatten(0, (people, PICTURES)), embeds
 
 
 def fit_codes(
     base: BaseModel,
-    loras: Loras,
+    loras: LoraBatch,
     decode: Callable[[Tensor], Tensor],
     codes: Tensor,
     num_steps: int = NUM_STEPS,
@@ -73,11 +78,11 @@ def fit_codes(
         noise = torch.randn(count, *base.latent_shape, generator=generator).repeat(people, 1, 1, 1)
         noisy = base.add_noise(drawn[:, turn].flatten(0, 1), noise, times)  # (B*n, C, h, w)
         prompts = embeds[turn].repeat(people, 1, 1)  # (B*n, T, W)
-        with torch.no_grad(), batched_lora(base.denoiser, loras.layout, loras.flat, loras.down):
+        with torch.no_grad(), _applied(base, loras, loras.flat):
             wanted = base.denoise(noisy, times, prompts)  # (B*n, C, h, w)
         with torch.enable_grad():
             flat = decode(codes + spread * moved)  # (B, P)
-            with batched_lora(base.denoiser, loras.layout, flat, loras.down):
+            with _applied(base, loras, flat):
                 error = (base.denoise(noisy, times, prompts) - wanted).square().flatten(1).mean(dim=1)
                 # the sum over people: Adam works number by number, so that everybody is fitted as if alone
                 loss = error.unflatten(0, (people, count)).mean(dim=1).sum()
