@@ -168,9 +168,9 @@ class BaseModel:
 
     @property
     def encoders_fingerprint(self) -> str:
-        """The same for the text encoder and the picture autoencoder: whether encoded data stay valid."""
+        """The same for the encoders of text and pictures: whether encoded data stay valid."""
         more = (network for _, network in self.more_text_encoders)
-        return weights_fingerprint(self.text_encoder, *more, self.autoencoder)
+        return weights_fingerprint(self.text_encoder, *more, self.autoencoder.encoder)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

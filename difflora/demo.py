@@ -162,7 +162,9 @@ def run_demo(
         people = []
         for index, pictures in enumerate(personalised):
             own = traits[index : index + 1]  # (1, traits)
-            truth = render(own.expand(len(measured), -1), measured).pictures * 2 - 1  # (R*K, 3, H, W)
+            truth = (
+                render(own.expand(len(measured), -1), measured, PHOTO_PX).pictures * 2 - 1
+            )  # (R*K, 3, H, W)
             rows = {"base_model": plain, "personalised": pictures, "true_renders": truth}
             people.append(PersonReport(person + index, *judge_rows(judge, own, measured, rows)))
     similarity = mean_of([one.identity_similarity for one in people])
@@ -225,7 +227,7 @@ def draw_demo(
     for photo, pictures, one in list(zip(photos, personalised, people, strict=True))[:SHOWN_PEOPLE]:
         details = ["one photo", f"likeness {one.identity_similarity['personalised']:.2f}"]
         rows.append(SheetRow("+ DiffLoRA", [photo, *shown(pictures, scenes)], details))
-    return draw_grid([["reference photo"], *headings], rows, side=144, label_width=112)
+    return draw_grid([["reference photo"], *headings], rows, side=PHOTO_PX, label_width=112)
 
 
 def shown(pictures: Tensor, scenes: Scene) -> list[Image.Image]:

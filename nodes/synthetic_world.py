@@ -23,13 +23,15 @@ class LoadSyntheticWorld(io.ComfyNode):
             node_id="DiffLoRALoadSyntheticWorld",
             display_name="Load Synthetic World",
             category=CATEGORY,
-            description="The tiny text-to-image model that ships with the pack: no download, 64 x 64 "
+            description="The tiny text-to-image model that ships with the pack: no download, 128 x 128 "
             "pictures of rendered people in a second on a CPU. Prompt it like 'a photo of a person, "
             "smiling, facing left, red background, green shirt'.",
             inputs=[],
             outputs=[
                 io.Model.Output(
-                    display_name="model", tooltip="For Apply DiffLoRA and KSampler. Sample at 64 x 64."
+                    display_name="model",
+                    tooltip="For Apply DiffLoRA and KSampler. Take an Empty Latent Image of 64 x 64: its "
+                    "pictures are twice as large.",
                 ),
                 io.Clip.Output(display_name="clip", tooltip="For CLIP Text Encode."),
                 io.Vae.Output(display_name="vae", tooltip="For VAE Decode."),

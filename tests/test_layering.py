@@ -15,7 +15,15 @@ FLOW = (
     *("unet_names", "model_family", "base_sketch"),
     *("lora_keys", "adapter_config", "lora_metadata", "lora_sidecar", "lora", "lora_edit", "block_weights"),
     *("patch", "batched"),
-    *("picture_autoencoder", "pipelines", "text_features", "base_model", "lora_training", "picture_loss"),
+    *(
+        "picture_decoder",
+        "picture_autoencoder",
+        "pipelines",
+        "text_features",
+        "base_model",
+        "lora_training",
+        "picture_loss",
+    ),
     *(
         "controls",
         "normalisation",

@@ -249,5 +249,9 @@ def check_same_library(library: Library, model: DiffLoRA) -> None:
         CheckpointError: says what differs.
     """
     check_same_loras(
-        "the library", library.layout, library.shared_down, model, "give the checkpoint's library (--library)"
+        "the library",
+        library.layout,
+        library.shared_down,
+        model,
+        "give the checkpoint's library (--library), or make one by make_loras --like CHECKPOINT",
     )

@@ -16,7 +16,7 @@ from difflora.diffusion import draw_noise
 from difflora.files import load_safetensors, save_safetensors
 from difflora.synthetic.judge import Judge
 from difflora.synthetic.people import sample_people
-from difflora.synthetic.renderer import render
+from difflora.synthetic.renderer import PHOTO_PX, render
 from difflora.synthetic.scenes import Scene, sample_scenes
 from training.evaluation_scores import gap_closed, with_error
 
@@ -63,7 +63,7 @@ def measure_prompt_following(
         traits = torch.cat([sample_people("test", index, 1) for index in range(count)])  # (K, traits)
         pictures = {
             "base_model": draw_prompts(base, scenes, num_steps, guidance_scale, seed),
-            "renderer": render(traits, scenes).pictures * 2 - 1,
+            "renderer": render(traits, scenes, PHOTO_PX).pictures * 2 - 1,
         }
         found = {
             f"{who}.{attribute}": right[0].contiguous()  # (K,)

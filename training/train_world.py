@@ -1,7 +1,8 @@
 """Builds the synthetic world: ``python -m training.train_world``.
 
-Stages, each resumable at any moment: the base model (picture autoencoder, tokenizer, U-Net, text encoder),
-the image encoder, and the face models (detector, recogniser, and the two judges that only evaluation uses).
+Stages, each resumable at any moment: the base model (picture encoder, tokenizer, U-Net, text encoder), its
+picture decoder, the image encoder, and the face models (detector, recogniser, and the two judges that only
+evaluation uses).
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from difflora.synthetic.world import BASE_MODEL
 from training.common import say
 from training.world_base import train_base_model
 from training.world_clip import train_image_encoder
+from training.world_decoder import train_picture_decoder
 from training.world_faces import STAGES as FACE_STAGES
 from training.world_pipeline import PRESETS, install
 
-STAGES = ("base_model", "image_encoder", *FACE_STAGES)
+STAGES = ("base_model", "picture_decoder", "image_encoder", *FACE_STAGES)
 
 
 def parse() -> argparse.Namespace:
@@ -58,6 +60,9 @@ def main() -> None:
         measures = train_base_model(arguments.out / "base_model", config, arguments.device)
         install(arguments.out / "base_model" / "base_model", arguments.weights / BASE_MODEL.name)
         say(f"picture autoencoder: {json.dumps(measures)}")
+    if "picture_decoder" in arguments.stage:
+        base_model = arguments.weights / BASE_MODEL.name
+        train_picture_decoder(arguments.out / "picture_decoder", base_model, config, arguments.device)
     if "image_encoder" in arguments.stage:
         base_model = arguments.out / "base_model" / "base_model"
         train_image_encoder(arguments.out / "image_encoder", base_model, config, arguments.device)

@@ -24,12 +24,16 @@ from difflora.synthetic.people import NUM_TRAITS, sample_people
 from difflora.synthetic.renderer import render
 from difflora.synthetic.scenes import STUDIO, Scene, sample_scenes
 
+PATCH_PX = 8
+"""Side of the encoder's patches, in pixels that it sees."""
+
 
 @dataclass(frozen=True)
 class BaseModelConfig:
     """Sizes and training of the base model; pictures count what is trained on, not what is rendered."""
 
-    picture_px: int = 64
+    picture_px: int = 128
+    pooling: int = 2  # the encoder sees half of the size
     latent_channels: int = 24
     channels: tuple[int, ...] = (64, 128)
     text_width: int = 96
@@ -44,7 +48,15 @@ class BaseModelConfig:
     fresh: float = 0.20  # share of the steps that render a new batch
     ema_pictures: int = 40_000  # time constant of the weight average
     clip_pictures: int = 40_000
+    decoder_widths: tuple[int, ...] = (192, 96, 64)  # of the picture decoder, see `PictureDecoder`
+    decoder_blocks: tuple[int, ...] = (3, 2, 2)
+    decoder_pictures: int = 70_000
     seed: int = 1
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """Picture pixels that a latent covers, a side."""
+        return PATCH_PX * self.pooling
 
 
 PRESETS = {
@@ -78,7 +90,7 @@ def random_pictures(
 
 def build_autoencoder(config: BaseModelConfig) -> tuple[PatchAutoencoder, dict[str, float]]:
     """Fit the patch PCA and measure it on people of the validation split."""
-    autoencoder = PatchAutoencoder(latent_channels=config.latent_channels)
+    autoencoder = PatchAutoencoder(config.latent_channels, PATCH_PX, config.pooling)
     autoencoder.fit(random_pictures(1024, seed=3, px=config.picture_px, jitter=1.0)[2])
     pictures = random_pictures(256, seed=4, split="validation", px=config.picture_px)[2]
     with torch.no_grad():
@@ -159,7 +171,7 @@ def build_denoiser(config: BaseModelConfig) -> UNet2DConditionModel:
     """A small U-Net with Stable Diffusion's module names, cross-attention at every resolution."""
     count = len(config.channels)
     return UNet2DConditionModel(
-        sample_size=config.picture_px // 8,
+        sample_size=config.picture_px // config.pixels_per_latent,
         in_channels=config.latent_channels,
         out_channels=config.latent_channels,
         block_out_channels=config.channels,

@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from . import world
 from .attributes import AttributeClassifier, prompt_accuracy
-from .recognisers import EvaluationRecogniser
-from .renderer import render
+from .recognisers import PICTURE_PX, EvaluationRecogniser
+from .renderer import PHOTO_PX, render
 from .scenes import Scene, sample_scenes
 
 NUM_TARGET_RENDERS = 16
@@ -25,12 +25,17 @@ TARGET_SEED = 77_001
 """Scenes of those pictures; reference photos come from other seeds."""
 
 
+def as_judged(pictures: Tensor) -> Tensor:
+    """Pictures (n, 3, H, W) at the size that the judges have learned, (n, 3, 64, 64)."""
+    return functional.interpolate(pictures, (PICTURE_PX, PICTURE_PX), mode="area")  # (n, 3, 64, 64)
+
+
 def mean_embeddings(traits: Tensor, embed: Callable[[Tensor], Tensor]) -> Tensor:
     """What people look like to a recogniser: the normalised mean embedding of true renders.
 
     Args:
         traits: (B, traits).
-        embed: pictures (n, 3, 64, 64) in [-1, 1] -> embeddings (n, E).
+        embed: pictures (n, 3, H, W) in [-1, 1] -> embeddings (n, E).
 
     Returns:
         (B, E) rows of unit length.
@@ -38,7 +43,7 @@ def mean_embeddings(traits: Tensor, embed: Callable[[Tensor], Tensor]) -> Tensor
     scenes = sample_scenes(NUM_TARGET_RENDERS, TARGET_SEED)
     means = []
     for person in traits:
-        pictures = render(person.expand(len(scenes), -1), scenes).pictures * 2 - 1  # (n, 3, 64, 64)
+        pictures = render(person.expand(len(scenes), -1), scenes, PHOTO_PX).pictures * 2 - 1  # (n, 3, H, W)
         means.append(embed(pictures).mean(dim=0))  # (E,)
     return functional.normalize(torch.stack(means), dim=-1)  # (B, E)
 
@@ -68,19 +73,19 @@ class Judge:
         Returns:
             (B, E) rows of unit length.
         """
-        return mean_embeddings(traits, self.recogniser)  # (B, E)
+        return mean_embeddings(traits, self.embed)  # (B, E)
 
     @torch.no_grad()
     def embed(self, pictures: Tensor) -> Tensor:
-        """Pictures (n, 3, 64, 64) in [-1, 1] -> embeddings (n, E), unit rows."""
-        return self.recogniser(pictures)  # (n, E)
+        """Pictures (n, 3, H, W) in [-1, 1] -> embeddings (n, E), unit rows."""
+        return self.recogniser(as_judged(pictures))  # (n, E)
 
     @torch.no_grad()
     def similarity(self, pictures: Tensor, targets: Tensor) -> Tensor:
         """Cosine between pictures and the person that they should show.
 
         Args:
-            pictures: (B, K, 3, 64, 64) in [-1, 1].
+            pictures: (B, K, 3, H, W) in [-1, 1].
             targets: (B, E), from `targets`.
 
         Returns:
@@ -94,7 +99,7 @@ class Judge:
         """Which attributes of the prompts the pictures show.
 
         Args:
-            pictures: (B, K, 3, 64, 64) in [-1, 1].
+            pictures: (B, K, 3, H, W) in [-1, 1].
             scenes: the K scenes that the prompts describe, the same for everybody.
 
         Returns:
@@ -102,5 +107,5 @@ class Judge:
         """
         people, count = pictures.shape[:2]
         repeated = scenes[torch.arange(count).repeat(people)]  # B*K scenes
-        right = prompt_accuracy(self.classifier, pictures.flatten(0, 1), repeated)
+        right = prompt_accuracy(self.classifier, as_judged(pictures.flatten(0, 1)), repeated)
         return {name: values.view(people, count) for name, values in right.items()}  # (B, K) each

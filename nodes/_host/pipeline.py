@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ...difflora.errors import CheckpointError
+from ...difflora.picture_decoder import PictureDecoder
 from .. import _pipeline_folder as pipeline_folder
 
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -94,12 +95,12 @@ class FolderModelConfig(comfy.supported_models_base.BASE):
 def _latent_format(vae: Mapping[str, Tensor], scaling_factor: float) -> comfy.latent_formats.LatentFormat:
     """The latent's size and scale, with the mean colour of each channel's patch as live preview."""
     latent_format = comfy.latent_formats.LatentFormat()
-    latent_format.latent_channels = vae["decoder.weight"].shape[0]
+    latent_format.latent_channels = vae["decoder.linear.weight"].shape[0]
     latent_format.scale_factor = scaling_factor
     latent_format.latent_rgb_factors = (
-        vae["decoder.weight"].mean(dim=(2, 3)) / scaling_factor
+        vae["decoder.linear.weight"].mean(dim=(2, 3)) / scaling_factor
     ).tolist()  # (Cl, 3)
-    latent_format.latent_rgb_factors_bias = vae["decoder.bias"].tolist()  # (3,)
+    latent_format.latent_rgb_factors_bias = vae["decoder.linear.bias"].tolist()  # (3,)
     return latent_format
 
 
@@ -197,17 +198,21 @@ def load_text_encoder(folder: Path) -> comfy.sd.CLIP:
 
 
 class _PatchAutoencoder(nn.Module):
-    """One strided convolution and its transpose: (B, 3, H, W) in [-1, 1] <-> (B, Cl, h, w)."""
+    """`difflora.picture_autoencoder` of the host's layers: (B, 3, H, W) in [-1, 1] <-> (B, Cl, h, w)."""
 
-    def __init__(self, latent_channels: int, patch: int) -> None:
+    def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         operations = comfy.ops.manual_cast
-        self.encoder = operations.Conv2d(3, latent_channels, patch, stride=patch)
-        self.decoder = operations.ConvTranspose2d(latent_channels, 3, patch, stride=patch)
+        channels, patch = config["latent_channels"], config["patch_size"]
+        self.pooling = config["pooling"]
+        self.encoder = operations.Conv2d(3, channels, patch, stride=patch)
+        self.decoder = PictureDecoder(
+            channels, patch * self.pooling, config["decoder_widths"], config["decoder_blocks"], operations
+        )
 
     def encode(self, pictures: Tensor, **_: object) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] -> latents (B, Cl, h, w)."""
-        return self.encoder(pictures)
+        return self.encoder(nn.functional.avg_pool2d(pictures, self.pooling))
 
     def decode(self, image_latents: Tensor, **_: object) -> Tensor:
         """Latents (B, Cl, h, w) -> pictures (B, 3, H, W) in about [-1, 1]."""
@@ -223,8 +228,7 @@ class _PatchVAE(comfy.sd.VAE):
 
     def __init__(self, network: _PatchAutoencoder) -> None:
         super().__init__(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
-        patch = network.encoder.stride[0]
-        self.downscale_ratio = self.upscale_ratio = patch
+        self.downscale_ratio = self.upscale_ratio = network.encoder.stride[0] * network.pooling
         self.latent_channels = network.encoder.out_channels
         self.process_input = lambda pictures: pictures * 2.0 - 1.0  # [0, 1] -> [-1, 1]
         # [-1, 1] -> [0, 1], in place and returned: the host takes what is returned, from 0.18 on its argument
@@ -241,13 +245,12 @@ def load_vae(folder: Path) -> comfy.sd.VAE:
     Raises:
         CheckpointError: if the file is damaged or holds another kind of autoencoder.
     """
-    weights = pipeline_folder.read_weights(folder, VAE_WEIGHTS)
-    if sorted(weights) != ["decoder.bias", "decoder.weight", "encoder.bias", "encoder.weight"]:
+    config = pipeline_folder.read_config(folder, "vae/config.json")
+    if config.get("_class_name") != "PatchAutoencoder":
         raise CheckpointError(
-            f"{folder / VAE_WEIGHTS} is not a patch autoencoder: for any other base model use "
+            f"{folder / 'vae'} is not a patch autoencoder: for any other base model use "
             f"ComfyUI's own checkpoint and VAE loaders"
         )
-    latent_channels, _, patch, _ = weights["encoder.weight"].shape  # (Cl, 3, p, p)
-    network = _PatchAutoencoder(latent_channels, patch)
-    _load_strictly(network, weights, "vae")
+    network = _PatchAutoencoder(config)
+    _load_strictly(network, pipeline_folder.read_weights(folder, VAE_WEIGHTS), "vae")
     return _PatchVAE(network)

@@ -18,7 +18,9 @@ from training.world_pipeline import (  # noqa: E402
     save_pipeline,
 )
 
-SIZES = BaseModelConfig(channels=(32, 32), latent_channels=4, text_width=32, text_layers=1, picture_px=32)
+SIZES = BaseModelConfig(
+    picture_px=32, pooling=1, channels=(32, 32), latent_channels=4, text_width=32, text_layers=1
+)
 
 
 @pytest.fixture(scope="module")

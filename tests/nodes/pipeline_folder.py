@@ -57,8 +57,13 @@ def make_pipeline_folder(folder: Path, channels: tuple[int, ...] = (32, 64, 128)
         set_alpha_to_one=False,
         steps_offset=1,
     )
+    autoencoder = PatchAutoencoder(
+        LATENT_CHANNELS, pooling=2, decoder_widths=(24, 16, 8), decoder_blocks=(1, 1, 1), scaling_factor=0.7
+    )
+    for parameter in autoencoder.decoder.network.parameters():  # away from the zero start
+        torch.nn.init.normal_(parameter, std=0.05)
     pipeline = StableDiffusionPipeline(
-        vae=PatchAutoencoder(latent_channels=LATENT_CHANNELS, scaling_factor=0.7),
+        vae=autoencoder,
         text_encoder=CLIPTextModel(text_config),
         tokenizer=tokenizer,
         unet=unet,

@@ -80,7 +80,7 @@ def inputs(base):
         "timesteps": torch.tensor([1, 500, 999]),
         "sigmas": torch.cat([((1 - alphas) / alphas).sqrt(), torch.zeros(1)]),  # (steps + 1,)
         "context": torch.randn(3, 77, TEXT_WIDTH, generator=generator),
-        "pictures": torch.rand(2, 64, 64, 3, generator=generator),
+        "pictures": torch.rand(2, 128, 128, 3, generator=generator),
         "face": torch.nn.functional.normalize(torch.randn(2, 512, generator=generator)),
         "image": torch.randn(2, IMAGE_WIDTH, generator=generator),
     }
