@@ -251,6 +251,11 @@ def load_vae(folder: Path) -> comfy.sd.VAE:
             f"{folder / 'vae'} is not a patch autoencoder: for any other base model use "
             f"ComfyUI's own checkpoint and VAE loaders"
         )
-    network = _PatchAutoencoder(config)
+    try:
+        network = _PatchAutoencoder(config)
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / 'vae' / 'config.json'} is not of this version ({error}): install the pack again"
+        ) from error
     _load_strictly(network, pipeline_folder.read_weights(folder, VAE_WEIGHTS), "vae")
     return _PatchVAE(network)
