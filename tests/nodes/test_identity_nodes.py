@@ -65,12 +65,12 @@ def saved(server, prompt: dict, source: list) -> np.ndarray:
     return np.stack([np.asarray(Image.open(path)).astype(int) for path in server.files(result, "saved")])
 
 
-def drawn(prompt: dict, lora: list, strength: float = 1.0) -> dict:
-    """The prompt with a picture drawn with a LoRA: node "picture", MODEL from "apply"."""
+def drawn(prompt: dict, lora: list, strength: float = 1.0, count: int = 1) -> dict:
+    """The prompt with pictures drawn with a LoRA: node "picture", MODEL from "apply"."""
     return {
         **prompt,
         "apply": node("DiffLoRAApply", model=["world", 0], lora=lora, strength=strength),
-        **picture(["apply", 0]),
+        **picture(["apply", 0], count),
     }
 
 
@@ -353,16 +353,17 @@ def test_all_the_weight_on_one_person_is_exactly_that_person(server):
 
 
 def test_a_blend_is_like_both(server):
-    prompt = drawn(blended(people(2), (0.5, 0.5)), ["blend", 0])
-    for person in ("encode_a", "encode_b", "blend"):
-        source = [person, 4 if person == "blend" else 0]
-        prompt[f"like_{person}"] = node(
-            "DiffLoRASimilarity", difflora=["difflora", 0], features=source, images=["picture", 0]
-        )
-    both = float(text(server, prompt, ["like_blend", 0]))
-    each = [float(text(server, prompt, [f"like_encode_{name}", 0])) for name in "ab"]
-    assert both > max(each)
-    assert "blend weights: 0.5 0.5" in text(server, prompt, ["blend", 2])
+    def likeness(lora: str) -> list[float]:
+        prompt = drawn(blended(people(2), (0.5, 0.5)), [lora, 0], count=4)
+        for name in "ab":
+            features = {"features": [f"encode_{name}", 0], "images": ["picture", 0]}
+            prompt[f"like_{name}"] = node("DiffLoRASimilarity", difflora=["difflora", 0], **features)
+        return [float(text(server, prompt, [f"like_{name}", 0])) for name in "ab"]
+
+    mixed, first, second = (likeness(name) for name in ("blend", "lora_a", "lora_b"))
+    assert mixed[0] > second[0] + 0.05 and mixed[1] > first[1] + 0.05, (mixed, first, second)
+    report = text(server, blended(people(2), (0.5, 0.5)), ["blend", 2])
+    assert "blend weights: 0.5 0.5" in report
 
 
 def test_no_weight_at_all_is_one_clear_error(server):
