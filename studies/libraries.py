@@ -15,7 +15,7 @@ from difflora.base_model import BaseModel
 from difflora.layout import LoraLayout, SharedDown, init_shared_down
 from difflora.lora_training import train_loras
 from training.base_presets import TARGETS
-from training.common import open_run
+from training.common import open_run, read_config
 from training.evaluation_pictures import LoraBatch
 from training.lora_library import SPLITS, LibraryConfig, deal_shards, load_library
 from training.make_loras import make_shards, prepare_shared_down
@@ -87,6 +87,7 @@ def make_library(
     making = setting.making
     layout = LoraLayout.from_model(base.denoiser, TARGETS[making.targets], making.rank)
     learned = (making.down_people, making.down_steps) if making.down == "learned" else ()
+    like = read_config(folder).get("like") if (folder / "config.json").is_file() else None
     open_run(  # the same facts as make_loras: a library that it made is taken over
         folder,
         {
@@ -99,7 +100,8 @@ def make_library(
             "batch": making.batch,
             "seed": seed,
         }
-        | ({"own_down": True} if setting.own_down else {}),
+        | ({"own_down": True} if setting.own_down else {})
+        | ({"like": like} if like else {}),
     )
     for split, count in counts.items():
         people = RenderedPeople(split, making.pictures, seed)

@@ -1,6 +1,7 @@
 """Libraries of the settings: as make_loras makes them, and with a lora_down of everybody's own."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -56,11 +57,14 @@ def test_a_gauge_changes_the_numbers_and_nothing_else(one_block_base, tmp_path, 
     assert not torch.allclose(downs[0], downs[1], atol=1e-2)
 
 
-def test_a_library_of_make_loras_is_taken_over(one_block_base, tmp_path, monkeypatch):
+@pytest.mark.parametrize("like", [{}, {"like": "0123456789abcdef"}])  # --like CHECKPOINT
+def test_a_library_of_make_loras_is_taken_over(one_block_base, tmp_path, monkeypatch, like):
     options = "--people 2 --batch 2 --pictures 4 --steps 3 --pictures-per-step 2 --rank 2 --down random"
     parsed = make_loras.parse([*options.split(), "--out", str(tmp_path)])
     people, count = make_loras.open_people(parsed)
     make_loras.run(one_block_base, people, count, parsed)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | like), encoding="utf-8")
     monkeypatch.setattr(make_loras, "train_loras", None)  # training again would fail
     make_library(one_block_base, Setting("same", MAKING), tmp_path, {"train": 2}, 0)
     assert Loras.read(tmp_path, Setting("same", MAKING), "train", 2).flat.shape[0] == 2
