@@ -189,20 +189,14 @@ def cancel(server, prompt: dict, class_type: str) -> None:
 def test_cancel_stops_the_search_for_faces(server):
     prompt = people()
     prompt["photos_a"]["inputs"] |= {"count": 16, "scene_seed": 9}
-    text(
-        server,
-        {name: prompt[name] for name in ("difflora", "photos_a")}
-        | {
-            "first": node(
-                "DiffLoRASimilarity", difflora=["difflora", 0], features=["one", 0], images=["photos_1", 0]
-            ),
-            "photos_1": node("DiffLoRASyntheticPhotos", person=0, count=1, scene_seed=9),
-            "one": encode(["photos_1", 0]),
-        },
-        ["first", 0],
-    )  # models and photos are in the cache afterwards
+    prompt["many"] = node("RepeatImageBatch", image=["photos_a", 0], amount=16)
+    one = node("ImageFromBatch", image=["many", 0], batch_index=0, length=1)
+    like = node("DiffLoRASimilarity", difflora=["difflora", 0], features=["of_one", 0], images=["one", 0])
+    first = {"one": one, "of_one": encode(["one", 0]), "like": like}
+    known = {name: prompt[name] for name in ("difflora", "photos_a", "many")}
+    text(server, {**known, **first}, ["like", 0])  # models and photos are in the cache afterwards
     del prompt["lora_a"], prompt["world"]
-    again = {f"photos_{number}": ["photos_a", 0] for number in (2, 3, 4)}  # 64 photos: longer than the wait
+    again = {f"photos_{number}": ["many", 0] for number in (2, 3, 4)}  # 784 photos: longer than the wait
     prompt["encode_a"]["inputs"] |= again
     cancel(server, {**prompt, "shown": node("TestShowText", text=["encode_a", 1])}, "DiffLoRAEncodePhotos")
 
