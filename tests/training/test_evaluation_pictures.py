@@ -1,17 +1,13 @@
 """Drawing many people at once, and the two who measure likeness."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
-from difflora.base_model import BaseModel
 from difflora.errors import NoFaceError
 from difflora.faces import FaceReport
 from difflora.layout import LoraLayout, init_shared_down
 from difflora.lora import Lora
 from difflora.patch import apply_lora
-from difflora.picture_autoencoder import PatchAutoencoder
 from training.evaluation_pictures import (
     PEOPLE_AT_ONCE,
     Comparison,
@@ -21,18 +17,8 @@ from training.evaluation_pictures import (
 )
 
 
-@pytest.fixture
-def base(one_block_base):
-    denoiser = one_block_base.denoiser
-    denoiser.config = SimpleNamespace(in_channels=8, sample_size=4)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        autoencoder = PatchAutoencoder(latent_channels=8, patch_size=2).train(False)
-    alphas = one_block_base.alphas_cumprod
-    return BaseModel("one-block", denoiser, torch.nn.Identity(), None, autoencoder, alphas, "sample")
-
-
-def test_people_drawn_at_once_equal_people_drawn_alone(base, generator):
+def test_people_drawn_at_once_equal_people_drawn_alone(drawing_base, generator):
+    base = drawing_base
     people, prompts = PEOPLE_AT_ONCE + 2, 2  # the second batch is smaller
     layout = LoraLayout.from_model(base.denoiser, rank=2)
     down = init_shared_down(layout)
