@@ -206,11 +206,20 @@ class BaseModel:
     @torch.no_grad()
     def decode(self, image_latents: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) -> pictures (B, 3, H, W), clamped to [-1, 1]."""
-        dtype = next(self.autoencoder.parameters()).dtype
-        latents = image_latents.to(dtype) / self.autoencoder.config.scaling_factor
+        latents = self._unscaled(image_latents)
         pixels = latents[0, 0].numel() * self.pixels_per_latent**2
         groups = latents.split(max(1, PIXELS_AT_ONCE // pixels))
         return torch.cat([self.autoencoder.decode(group).sample.clamp(-1.0, 1.0) for group in groups])
+
+    def sketch(self, image_latents: Tensor) -> Tensor:
+        """The same with a gradient and not clamped, for losses; by a faster decoder if there is one."""
+        latents = self._unscaled(image_latents)
+        fast = getattr(self.autoencoder, "sketch", None)
+        return self.autoencoder.decode(latents).sample if fast is None else fast(latents)
+
+    def _unscaled(self, image_latents: Tensor) -> Tensor:
+        dtype = next(self.autoencoder.parameters()).dtype
+        return image_latents.to(dtype) / self.autoencoder.config.scaling_factor
 
     def denoise(self, noisy: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
         """What the denoiser predicts, told everything that its kind wants to know.
@@ -264,10 +273,10 @@ class BaseModel:
         output = self.denoise(noisy, t, prompt_embeds)  # (B, C, h, w)
         return self._to_x0(output.float(), noisy, t)
 
-    def denoising_loss(
+    def denoising(
         self, image_latents: Tensor, prompt_embeds: Tensor, noise: Tensor, t: Tensor
-    ) -> Tensor:
-        """The base model's own training loss per picture: squared error of what it predicts.
+    ) -> tuple[Tensor, Tensor]:
+        """The base model's own training loss per picture, and the guess of the clean latents it is about.
 
         Args:
             image_latents: (B, C, h, w) clean latents.
@@ -276,17 +285,24 @@ class BaseModel:
             t: (B,) integer timesteps.
 
         Returns:
-            (B,) mean squared error.
+            (B,) mean squared error of what it predicts, and (B, C, h, w) x_0.
         """
         signal, sigma = self._levels(t)
         noisy = self.add_noise(image_latents, noise, t)  # (B, C, h, w)
-        output = self.denoise(noisy, t, prompt_embeds)  # (B, C, h, w)
+        output = self.denoise(noisy, t, prompt_embeds).float()  # (B, C, h, w)
         target = {
             "sample": image_latents,
             "epsilon": noise,
             "v_prediction": signal * noise - sigma * image_latents,
         }[self.prediction_type]
-        return (output.float() - target.float()).square().flatten(1).mean(1)
+        error = (output - target.float()).square().flatten(1).mean(1)  # (B,)
+        return error, self._to_x0(output, noisy, t)
+
+    def denoising_loss(
+        self, image_latents: Tensor, prompt_embeds: Tensor, noise: Tensor, t: Tensor
+    ) -> Tensor:
+        """The base model's own training loss per picture, (B,); see `denoising`."""
+        return self.denoising(image_latents, prompt_embeds, noise, t)[0]
 
     @torch.no_grad()
     def sample(

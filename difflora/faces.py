@@ -117,8 +117,12 @@ class FaceAnalyzer:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits over the recogniser's file: whose embeddings can be compared."""
-        content = Path(self._models.recogniser.model_file).read_bytes()
-        return hashlib.sha256(content).hexdigest()[:16]
+        return hashlib.sha256(self.recogniser_file.read_bytes()).hexdigest()[:16]
+
+    @property
+    def recogniser_file(self) -> Path:
+        """The recogniser's ONNX file: RGB crops of 112 x 112 pixels in [-1, 1], see `align` -> embeddings."""
+        return Path(self._models.recogniser.model_file)
 
     @property
     def providers(self) -> tuple[str, ...]:

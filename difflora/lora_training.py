@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,33 @@ from .layout import LoraLayout, SharedDown, init_shared_down, orthogonal_rows
 
 Progress = Callable[[int, int, float], None]  # (steps done, steps in all, mean loss); may raise to interrupt
 AUTOCAST_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Batch(NamedTuple):
+    """Pictures of one step, identity-major: the same K of n for all B identities, with the same noise.
+
+    Args:
+        image_latents: (B*K, C, h, w) clean.
+        prompt_embeds: (B*K, T, W).
+        noise: (B*K, C, h, w).
+        timesteps: (B*K,).
+        chosen: (K,) numbers of the pictures.
+    """
+
+    image_latents: Tensor
+    prompt_embeds: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    chosen: Tensor
+
+
+Objective = Callable[[BaseModel, Batch], Tensor]
+"""What LoRAs are trained for: base model with their LoRAs, a batch -> losses (B*K,)."""
+
+
+def denoising_objective(base: BaseModel, batch: Batch) -> Tensor:
+    """The base model's own training loss, (B*K,)."""
+    return base.denoising_loss(batch.image_latents, batch.prompt_embeds, batch.noise, batch.timesteps)
 
 
 @dataclass(frozen=True)
@@ -77,6 +105,7 @@ def train_loras(
     shared_down: SharedDown,
     initial: Tensor | None = None,
     progress: Progress | None = None,
+    objective: Objective = denoising_objective,
 ) -> Tensor:
     """Train B LoRAs at once; equal, within rounding, to training each alone with the same generator state.
 
@@ -90,6 +119,7 @@ def train_loras(
         shared_down: module -> (R, in): frozen, or where training starts with `layout.train_down`.
         initial: (P,) or (B, P) to start from; zeros by default (`lora_up` = 0: the base model itself).
         progress: called after every step; raise from it to stop.
+        objective: what is made small.
 
     Returns:
         Flat weights (B, P), float32, detached, on the latents' device.
@@ -107,7 +137,17 @@ def train_loras(
         flat.requires_grad_()
         down = None if layout.train_down else shared_down
         return optimise(
-            base, layout, image_latents, prompt_embeds, config, generator, flat, down, [flat], progress
+            base,
+            layout,
+            image_latents,
+            prompt_embeds,
+            config,
+            generator,
+            flat,
+            down,
+            [flat],
+            progress,
+            objective,
         )[0]
 
 
@@ -168,6 +208,7 @@ def optimise(
     shared_down: SharedDown | None,
     trained: list[Tensor],
     progress: Progress | None,
+    objective: Objective = denoising_objective,
 ) -> list[Tensor]:
     """The loop: trains `trained` in place and returns their averages over the last steps, detached."""
     check_pictures(image_latents, prompt_embeds)
@@ -180,10 +221,10 @@ def optimise(
     averaged = 0
     batches = common_batches(base, image_latents, prompt_embeds, config, generator)
     for step in range(config.num_steps):
-        x0, prompts, noise, timesteps = next(batches)
+        batch = next(batches)
         with batched_lora(base.denoiser, layout, flat, shared_down):
-            with autocast(config.precision, x0.device):
-                losses = base.denoising_loss(x0, prompts, noise, timesteps)  # (B*K,)
+            with autocast(config.precision, flat.device):
+                losses = objective(base, batch)  # (B*K,)
             loss = (
                 losses.float().unflatten(0, (len(flat), -1)).mean(dim=1).sum()
             )  # sum over B of means over K
@@ -211,12 +252,8 @@ def common_batches(
     prompt_embeds: Tensor,
     config: LoraTrainingConfig,
     generator: torch.Generator,
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Endless training rows, identity-major, with the same pictures, times and noise for all identities.
-
-    Yields:
-        image latents (B*K, C, h, w), prompt embeddings (B*K, T, W), noise (B*K, C, h, w), timesteps (B*K,).
-    """
+) -> Iterator[Batch]:
+    """Endless batches, with the same pictures, times and noise for all identities."""
     identities, num_pictures = image_latents.shape[:2]
     count = config.pictures_per_step
     device, num_times = image_latents.device, len(base.alphas_cumprod)
@@ -230,11 +267,12 @@ def common_batches(
         uniform = (torch.arange(count) + torch.rand(count, generator=generator)) / count  # (K,) in [0, 1)
         timesteps = (uniform * num_times).long().clamp(max=num_times - 1).to(device)  # (K,)
         noise = torch.randn(count, *image_latents.shape[2:], generator=generator).to(device)  # (K, C, h, w)
-        yield (
+        yield Batch(
             image_latents[:, chosen].flatten(0, 1),  # (B*K, C, h, w)
             prompts[:, chosen].flatten(0, 1),  # (B*K, T, W)
             noise.repeat(identities, 1, 1, 1),  # (B*K, C, h, w)
             timesteps.repeat(identities),  # (B*K,)
+            chosen,
         )
 
 

@@ -3,7 +3,10 @@
 LoRAs that were trained one by one hold the person and the luck of their training. A ridge regression from a
 person's features averages the luck away, and predicts LoRAs for people who were never trained. LAE and DiT
 then learn from those predictions as well: the linear start, from which the image loss goes on. [ours]
-With `--regressor` the end-to-end regressor predicts instead, which already knows the image loss.
+With `--regressor` the end-to-end regressor predicts instead, which already knows the image loss. With
+`--checkpoint` DiffLoRA itself predicts, and is corrected by what training from its predictions adds to them
+(`make_loras --start`): most of that is the luck of the pictures again, and the rest is common to all people
+or goes with what the prediction says already.
 
 Letters: n LoRAs of the small library, M people with photos, F photos of each, C feature width,
 P parameters of one LoRA.
@@ -22,17 +25,18 @@ from torch import Tensor
 
 from difflora.autoencoder import explained_variance
 from difflora.base_model import BaseModel
+from difflora.checkpoint import Checkpoint, Recommended, load_checkpoint
 from difflora.controls import RidgeRegression
 from difflora.files import save_safetensors
 from difflora.normalisation import LoraNormalisation
 from difflora.synthetic import world
 from training.basis_regressor import open_regressor
-from training.common import open_run, read_config, say
+from training.common import digest_of, open_run, read_config, say
 from training.lora_library import SHARED_DOWN_NAME, Library, library_option, load_library
 from training.photo_pool import PhotoPool, ScatteredPeople, build_pool
 from training.presets import preset
 
-REGULARISERS = (0.003, 0.01, 0.03, 0.1, 0.3)
+REGULARISERS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 SHARD_PEOPLE = 64
 
 
@@ -93,6 +97,39 @@ def predict_by_regressor(
     return predict
 
 
+def predict_by_checkpoint(
+    checkpoint: Checkpoint, library: Library, pool: PhotoPool
+) -> Callable[[Tensor], Tensor]:
+    """The same with DiffLoRA, from all photos of a person, corrected by what the library's people lack.
+
+    Args:
+        checkpoint: whose predictions the LoRAs of the library were trained from.
+        library: of the pool's first people.
+        pool: photos of everybody.
+    """
+    networks = checkpoint.networks
+
+    @torch.no_grad()
+    def latents_of(rows: Tensor) -> Tensor:
+        photos = torch.arange(pool.valid.shape[1]).expand(len(rows), -1)  # (n, F)
+        condition = networks.condition(*pool.references(rows, photos, pool.valid[rows]))
+        start = torch.zeros(len(rows), *networks.latent_mean.shape)  # (n, T, C)
+        return networks.sample(condition, start, Recommended.num_steps, noise_scale=0.0)  # (n, T, C)
+
+    with torch.no_grad():
+        known = latents_of(library.people)  # (n, T, C)
+        lacking = library.flat - networks.decode_latents(known)  # (n, P)
+    correction, regulariser, score = fit(known.flatten(1), lacking, max(1, len(known) // 10))
+    say(f"correction: regulariser {regulariser:g}, held-out R2 {score:.3f}")
+
+    def predict(rows: Tensor) -> Tensor:
+        latents = latents_of(rows)  # (n, T, C)
+        with torch.no_grad():
+            return networks.decode_latents(latents) + correction.predict(latents.flatten(1))  # (n, P)
+
+    return predict
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Read the library, predict everybody's LoRA, write both as a new library."""
     dit = preset("synthetic").dit
@@ -108,20 +145,28 @@ def main(arguments: list[str] | None = None) -> None:
         "--gain", type=float, default=1.5, help="undoes the shrinkage; the strength ridge likes"
     )
     parser.add_argument("--regressor", type=Path, help="by train_regressor, predicts instead of ridge")
+    parser.add_argument("--checkpoint", type=Path, help="DiffLoRA that the library's training started from")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     options = parser.parse_args(arguments)
+    if options.regressor and options.checkpoint:
+        parser.error("--regressor and --checkpoint both predict: give one of them")
     library = load_library(options.loras)
     base = BaseModel.load(options.base)
     encoders = preset("synthetic").encoders(options.face_pack, options.image_encoder, options.device)
     people = ScatteredPeople("train", dit.photos_per_person, dit.seed)
     pool = build_pool(options.cache / "train", people, options.people, base, *encoders)
 
-    if options.regressor is None:
-        predict = predict_by_ridge(library, pool, options.gain)
-        how = {"people": options.people, "gain": options.gain}
-    else:
+    how = {"people": options.people}
+    if options.regressor is not None:
         predict = predict_by_regressor(options.regressor, library, base.fingerprint, pool)
-        how = {"people": options.people, "regressor": options.regressor.parent.name}
+        how |= {"regressor": options.regressor.parent.name}
+    elif options.checkpoint is not None:
+        checkpoint = load_checkpoint(options.checkpoint, layout=library.layout)
+        predict = predict_by_checkpoint(checkpoint, library, pool)
+        how |= {"checkpoint": digest_of(options.checkpoint)}
+    else:
+        predict = predict_by_ridge(library, pool, options.gain)
+        how |= {"gain": options.gain}
 
     folder = open_run(options.out, read_config(options.loras) | {"amortised": how})
     save_safetensors(folder / SHARED_DOWN_NAME, library.shared_down)

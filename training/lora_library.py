@@ -48,6 +48,8 @@ class LibraryConfig:
         learning_rate: peak rate; see `LoraTrainingConfig`, also for the next two.
         average_from: fraction of the steps after which weights are averaged.
         precision: "float32", "bfloat16" or "float16"; half precision pays only where the hardware has units.
+        identity_weight: of the face's likeness in what is trained for, see `training.identity_loss`; 0 is the
+            base model's own loss alone.
         checkpointing: recompute activations instead of keeping them: a third slower, much less memory.
     """
 
@@ -63,6 +65,7 @@ class LibraryConfig:
     learning_rate: float = LoraTrainingConfig.learning_rate
     average_from: float = LoraTrainingConfig.average_from
     precision: str = LoraTrainingConfig.precision
+    identity_weight: float = 0.0
     checkpointing: bool = False
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@
     python -m training.make_loras --people 32 --split test --reference  # from one photo of each
     python -m training.make_loras --like CHECKPOINT --split test   # comparable with the checkpoint
     python -m training.make_loras --start CHECKPOINT --learning-rate 0.01 --out runs/loras_started
+    python -m training.make_loras --start CHECKPOINT --learning-rate 0.01 --identity-weight 0.2 --out FOLDER
     python -m training.make_loras --preset sdxl --base FOLDER --photos DIR  # one folder of photos per person
 
 Letters: B people of a shard, n pictures of each, (C, h, w) image latents, (T, W) prompt embeddings.
@@ -16,7 +17,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -33,7 +34,14 @@ from difflora.faces import FaceAnalyzer
 from difflora.features import encode_photos
 from difflora.files import load_safetensors, save_safetensors
 from difflora.layout import LoraLayout, SharedDown, init_shared_down
-from difflora.lora_training import LoraTrainingConfig, Progress, learn_shared_down, train_loras
+from difflora.lora_training import (
+    LoraTrainingConfig,
+    Objective,
+    Progress,
+    denoising_objective,
+    learn_shared_down,
+    train_loras,
+)
 from difflora.model import DiffLoRA
 from difflora.photos import as_arrays
 from difflora.synthetic import world
@@ -47,6 +55,7 @@ from training.evaluation_people import (
     face_models,
     first_photos,
 )
+from training.identity_loss import IdentityLoss
 from training.lora_library import (
     REFERENCE_SUFFIX,
     SHARED_DOWN_NAME,
@@ -55,12 +64,20 @@ from training.lora_library import (
     Shard,
     deal_shards,
 )
+from training.onnx_network import OnnxNetwork
 from training.pictures import People, PhotoFolders, RenderedPeople
 from training.presets import PRESETS, apply_options, config_options, preset
 
 
-def training_pictures(base: BaseModel, people: People, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Latents (B, n, C, h, w) and prompt embeddings: (n, T, W) if shared by all, else (B, n, T, W)."""
+def training_pictures(
+    base: BaseModel, people: People, indices: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pictures of B people, and what the base model makes of them.
+
+    Returns:
+        (B, n, 3, S, S) in [-1, 1], latents (B, n, C, h, w), and prompt embeddings: (n, T, W) if shared by
+        all, else (B, n, T, W).
+    """
     pictures, prompts = people.pictures(list(indices), base.picture_px)  # (B, n, 3, S, S)
     count = pictures.shape[1]
     latents = torch.cat([base.encode_images(own) for own in pictures])  # (B*n, C, h, w)
@@ -69,7 +86,8 @@ def training_pictures(base: BaseModel, people: People, indices: Sequence[int]) -
     embeds = torch.cat([base.encode_prompts(own) for own in prompts]).unflatten(
         0, (-1, count)
     )  # (1 or B, n, T, W)
-    return latents.unflatten(0, (-1, count)).float(), (embeds[0] if len(embeds) == 1 else embeds).float()
+    embeds = (embeds[0] if len(embeds) == 1 else embeds).float()
+    return pictures, latents.unflatten(0, (-1, count)).float(), embeds
 
 
 def prepare_shared_down(
@@ -93,7 +111,7 @@ def prepare_shared_down(
         teachers = making.down_people
         if isinstance(people, PhotoFolders):
             teachers = min(teachers, len(people))
-        latents, prompts = training_pictures(base, people, range(teachers))
+        _, latents, prompts = training_pictures(base, people, range(teachers))
         config = dataclasses.replace(making.training(), num_steps=making.down_steps)
         generator = torch.Generator().manual_seed(seed)
         with progress_bar(making.down_steps, "lora_down") as bar:
@@ -158,6 +176,15 @@ def predicted_loras(model: DiffLoRA, people: People, indices: Sequence[int], siz
     return model.generate_weights([first_photos(found, NUM_PHOTOS) for found in features])
 
 
+def open_likeness(options: argparse.Namespace, weight: float) -> Callable[[Tensor], Objective] | None:
+    """Function that makes the objective of a batch of people from their pictures; None without a weight."""
+    if not weight:
+        return None
+    analyzer = FaceAnalyzer(options.face_pack)
+    recogniser = OnnxNetwork(analyzer.recogniser_file).to(options.device)
+    return lambda pictures: IdentityLoss.of(recogniser, analyzer, pictures, weight).to(options.device)
+
+
 def make_shards(
     shards: Sequence[Shard],
     base: BaseModel,
@@ -168,6 +195,7 @@ def make_shards(
     seed: int,
     position: int = 0,
     start: DiffLoRA | None = None,
+    likeness: Callable[[Tensor], Objective] | None = None,
 ) -> int:
     """Train and write the shards that are not there yet; a kill loses at most the one in flight.
 
@@ -181,6 +209,7 @@ def make_shards(
         seed: of noise and times, the same for every shard.
         position: line of the progress bar, when several workers share a terminal.
         start: training starts from its predictions; None starts from the base model itself.
+        likeness: pictures (B, n, 3, S, S) -> what is trained for; None is the base model's loss alone.
 
     Returns:
         Number of LoRAs written.
@@ -201,15 +230,16 @@ def make_shards(
                 show(step, num_steps, loss)
                 to.append(loss)
 
-            latents, prompts = training_pictures(base, people, shard.people)  # (B, n, C, h, w), (n, T, W)
+            pictures, latents, prompts = training_pictures(base, people, shard.people)
             # The same seed for every shard: all people of the library see the same noise and times.
             generator = torch.Generator().manual_seed(seed)
             initial = None
             if start is not None:
                 size = max(PHOTO_PX, base.picture_px)
                 initial = predicted_loras(start, people, shard.people, size)  # (B, P)
+            objective = denoising_objective if likeness is None else likeness(pictures)
             flat = train_loras(
-                base, layout, latents, prompts, config, generator, shared_down, initial, report
+                base, layout, latents, prompts, config, generator, shared_down, initial, report, objective
             )
             tensors = {"flat_weights": flat.cpu(), "people": torch.tensor(shard.people)}  # (B, P), (B,)
             save_safetensors(shard.path, tensors, {"layout_fingerprint": layout.fingerprint})
@@ -288,7 +318,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--like", type=Path, help="DiffLoRA checkpoint: take its lora_down, to compare LoRAs with its own"
     )
-    parser.add_argument("--face-pack", type=Path, default=world.FACE_PACK, help="for --reference and --start")
+    parser.add_argument(
+        "--face-pack", type=Path, default=world.FACE_PACK, help="for --reference, --start, --identity-weight"
+    )
     parser.add_argument(
         "--image-encoder", type=Path, default=world.IMAGE_ENCODER, help="of the checkpoint, for --start"
     )
@@ -344,6 +376,8 @@ def run(
     start = open_start(options, layout)
     given = given_down(options, layout, start)
     used = {name: digest_of(path) for name in ("start", "like") if (path := getattr(options, name))}
+    likeness = open_likeness(options, making.identity_weight)
+    sought = {"identity_weight": making.identity_weight} if likeness else {}
     folder = open_run(
         options.out,
         {
@@ -356,6 +390,7 @@ def run(
             "batch": making.batch,
             "seed": options.seed,
             **used,
+            **sought,
         },
     )
     shared_down = prepare_shared_down(folder, base, layout, people, making, options.seed, given)
@@ -367,7 +402,7 @@ def run(
     if options.reference:
         people, split = ReferencePhotos(split, FaceAnalyzer(options.face_pack)), split + REFERENCE_SUFFIX
     shards = deal_shards(folder, split, count, making.batch)[index::workers]
-    make_shards(shards, base, layout, shared_down, people, config, options.seed, index, start)
+    make_shards(shards, base, layout, shared_down, people, config, options.seed, index, start, likeness)
 
 
 if __name__ == "__main__":

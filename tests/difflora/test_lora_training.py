@@ -62,7 +62,7 @@ def test_loss_falls_and_base_model_stays_as_it_was(setting):
     down = init_shared_down(layout)
     config = dataclasses.replace(CONFIG, num_steps=25, learning_rate=5e-2)
     flat = train_loras(base, layout, latents, prompts, config, seeded(), down)
-    x0, embeds, noise, times = next(common_batches(base, latents, prompts, config, seeded()))
+    x0, embeds, noise, times, _ = next(common_batches(base, latents, prompts, config, seeded()))
     losses = []
     with torch.no_grad():
         for weights in (torch.zeros_like(flat), flat):
@@ -134,7 +134,8 @@ def test_batches_are_common_to_all_identities_and_use_every_picture(setting):
     seen = torch.cat([next(batches)[0][:3] for _ in range(5)])  # 5 x 3 pictures of the first identity
     counts = [(seen == picture).flatten(1).all(dim=1).sum() for picture in latents[0]]
     assert counts == [3] * PICTURES  # 15 draws of 5 pictures
-    x0, embeds, noise, times = next(batches)
+    x0, embeds, noise, times, chosen = next(batches)
+    assert torch.equal(x0[:3], latents[0, chosen])
     assert x0.shape == (IDENTITIES * 3, 4, 4, 4)
     for common in (embeds, noise, times):
         first, *others = common.unflatten(0, (IDENTITIES, 3))

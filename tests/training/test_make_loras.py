@@ -7,13 +7,19 @@ import torch
 
 from difflora import DiffLoRA
 from difflora.base_model import BaseModel
+from difflora.batched import batched_lora
 from difflora.checkpoint import load_checkpoint
 from difflora.errors import CheckpointError, DiffLoRAError
+from difflora.faces import FaceAnalyzer
+from difflora.lora_training import LoraTrainingConfig, common_batches
 from difflora.model import EMBEDDED_CHECKPOINT
 from difflora.synthetic import world
 from difflora.synthetic.renderer import PHOTO_PX
 from training import make_loras
+from training.common import read_config
+from training.identity_loss import IdentityLoss
 from training.lora_library import load_library
+from training.onnx_network import OnnxNetwork
 from training.pictures import PhotoFolders, RenderedPeople
 
 
@@ -88,6 +94,33 @@ def test_training_starts_from_what_a_checkpoint_predicts(tmp_path):
     folder = tmp_path / "rank"
     with pytest.raises(CheckpointError, match="give --targets and --rank"):
         run("--rank", "2")
+
+
+def test_training_for_likeness_makes_other_loras_that_look_more_alike(tmp_path):
+    base, people = BaseModel.load(world.BASE_MODEL), RenderedPeople("validation", 4)
+    few = "--people 2 --split validation --pictures 4 --steps 6 --pictures-per-step 2 --learning-rate 0.02"
+
+    def run(weight):
+        words = [*few.split(), "--start", str(EMBEDDED_CHECKPOINT), "--identity-weight", weight]
+        options = make_loras.parse([*words, "--out", str(tmp_path / weight)])
+        make_loras.run(base, people, 2, options)
+        return load_library(tmp_path / weight, "validation")
+
+    plain, alike = run("0"), run("5")
+    assert "identity_weight" not in read_config(tmp_path / "0")  # libraries of before are gone on with
+    assert read_config(tmp_path / "5")["identity_weight"] == 5
+    analyzer = FaceAnalyzer(world.FACE_PACK)
+    pictures, latents, prompts = make_loras.training_pictures(base, people, [0, 1])
+    recogniser = OnnxNetwork(analyzer.recogniser_file)
+    without, both = (IdentityLoss.of(recogniser, analyzer, pictures, weight) for weight in (0.0, 1.0))
+    config = LoraTrainingConfig(pictures_per_step=4)
+    batch = next(common_batches(base, latents, prompts, config, torch.Generator().manual_seed(9)))
+
+    def unlikeness(library):
+        with torch.no_grad(), batched_lora(base.denoiser, library.layout, library.flat, library.shared_down):
+            return float((both(base, batch) - without(base, batch)).mean())
+
+    assert unlikeness(alike) < 0.95 * unlikeness(plain)
 
 
 def test_a_library_like_a_checkpoint_has_its_down(one_block_base, library, tmp_path):

@@ -1,0 +1,128 @@
+"""Training for likeness: the recogniser with a gradient, and what it adds to the base model's loss."""
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from difflora.base_model import BaseModel
+from difflora.errors import FaceModelError, NoFaceError
+from difflora.faces import FaceAnalyzer
+from difflora.lora_training import Batch, denoising_objective
+from difflora.photos import as_arrays
+from difflora.synthetic import world
+from training.face_export import export_onnx
+from training.identity_loss import IdentityLoss
+from training.onnx_network import OnnxNetwork
+from training.pictures import RenderedPeople
+
+PICTURES = 3
+
+
+class ResidualRecogniser(nn.Module):
+    """The kinds of node of ArcFace's residual nets."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+        self.slope, self.norm = nn.PReLU(4), nn.BatchNorm2d(4)
+        self.second = nn.Conv2d(4, 4, 3, 2, 1, groups=2)
+        self.short = nn.Conv2d(4, 4, 1, 2)
+        self.out, self.last = nn.Linear(4 * 8 * 8, 6), nn.BatchNorm1d(6)
+        for norm in (self.norm, self.last):
+            nn.init.normal_(norm.running_mean)
+            nn.init.uniform_(norm.running_var, 0.5, 2.0)
+
+    def forward(self, x):
+        x = self.slope(self.first(x))
+        x = self.second(self.norm(x)) + self.short(x)
+        return self.last(self.out(x.flatten(1)))
+
+
+def onnx_says(path, crops):
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (entry,) = session.get_inputs()
+    return torch.from_numpy(session.run(None, {entry.name: np.asarray(crops)})[0])
+
+
+@pytest.mark.parametrize("name", ["shipped", "residual"])
+def test_a_recogniser_with_a_gradient_says_what_onnxruntime_says(name, tmp_path, generator):
+    path, side = FaceAnalyzer(world.FACE_PACK).recogniser_file, 112
+    if name == "residual":
+        path, side = tmp_path / "residual.onnx", 16
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network, example = ResidualRecogniser(), torch.zeros(1, 3, side, side)
+            export_onnx(network, example, path, ["out"], {"input": {0: "batch"}})
+    crops = torch.randn(2, 3, side, side, generator=generator)
+    network = OnnxNetwork(path)
+    torch.testing.assert_close(network(crops), onnx_says(path, crops), atol=1e-4, rtol=1e-4)
+    crops.requires_grad_()
+    (gradient,) = torch.autograd.grad(network(crops).square().sum(), [crops])
+    assert gradient.abs().amax() > 0
+    assert not list(network.parameters())
+
+
+def test_a_network_with_unknown_nodes_is_refused(tmp_path):
+    path = export_onnx(nn.Softmax(1), torch.zeros(1, 3), tmp_path / "odd.onnx", ["out"], {})
+    with pytest.raises(FaceModelError, match=r"Softmax.*--identity-weight"):
+        OnnxNetwork(path)
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """Base model, objective of two people, and a batch of two of their three pictures at little noise."""
+    base, analyzer = BaseModel.load(world.BASE_MODEL), FaceAnalyzer(world.FACE_PACK)
+    pictures, prompts = RenderedPeople("validation", PICTURES).pictures([0, 1], base.picture_px)
+    objective = IdentityLoss.of(OnnxNetwork(analyzer.recogniser_file), analyzer, pictures, 0.5)
+    chosen = torch.tensor([2, 0])
+    latents = base.encode_images(pictures[:, chosen].flatten(0, 1))  # (4, C, h, w)
+    embeds = base.encode_prompts([own[k] for own in prompts for k in chosen]).detach()
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+    return base, objective, Batch(latents, embeds, noise, torch.full((4,), 20), chosen), (analyzer, pictures)
+
+
+def test_the_second_term_is_the_distance_of_the_guess_from_the_person(scene):
+    base, objective, batch, (analyzer, pictures) = scene
+    with torch.no_grad():
+        plain, both = denoising_objective(base, batch), objective(base, batch)
+        _, guess = base.denoising(*batch[:4])
+        drawn = as_arrays(base.sketch(guess).clamp(-1, 1))
+    embeddings, _ = analyzer.analyze(drawn)  # finds the faces of the guesses itself
+    person = objective.person.repeat_interleave(2, 0)
+    expected = 0.5 * (1 - (embeddings * person).sum(dim=-1))
+    torch.testing.assert_close(both - plain, expected, atol=0.05, rtol=0)
+    means = [functional.normalize(analyzer.analyze(as_arrays(own))[0].mean(dim=0), dim=0) for own in pictures]
+    torch.testing.assert_close(objective.person, torch.stack(means))
+
+
+def test_another_persons_face_costs_more(scene):
+    base, objective, batch, _ = scene
+    other = IdentityLoss(
+        objective.recogniser, objective.person.flip(0), objective.landmarks, objective.found, 0.5
+    )
+    with torch.no_grad():
+        assert (other(base, batch) > objective(base, batch) + 0.1).all()
+
+
+def test_a_picture_without_a_face_counts_for_the_base_models_loss_only(scene):
+    base, objective, batch, _ = scene
+    found = objective.found.clone()
+    found[1, 2] = False
+    partly = IdentityLoss(objective.recogniser, objective.person, objective.landmarks, found, 0.5)
+    nobody = IdentityLoss(objective.recogniser, objective.person, objective.landmarks, found & False, 0.5)
+    with torch.no_grad():
+        plain, both = denoising_objective(base, batch), objective(base, batch)
+        assert torch.equal(nobody(base, batch), plain)
+        expected = torch.where(torch.tensor([False, False, True, False]), plain, both)
+        torch.testing.assert_close(partly(base, batch), expected)
+
+
+def test_pictures_without_any_face_are_refused(scene):
+    _, objective, _, (analyzer, pictures) = scene
+    with pytest.raises(NoFaceError, match="person 2 of this batch"):
+        IdentityLoss.of(
+            objective.recogniser, analyzer, torch.stack([pictures[0], torch.zeros_like(pictures[0])]), 0.5
+        )
