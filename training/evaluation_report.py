@@ -340,10 +340,11 @@ def draw_plot(report: Mapping[str, Any], path: Path) -> None:
             points[right_side].append((*point, HEADINGS[name], colour))
     right.margins(x=0.4)
     low, high = right.get_ylim()
-    away = LABEL_AWAY * (right.get_xlim()[1] - right.get_xlim()[0])
+    away, gap = LABEL_AWAY * (right.get_xlim()[1] - right.get_xlim()[0]), LABEL_GAP * (high - low)
     for right_side, some in points.items():
         some.sort(key=lambda point: point[1])
-        heights = spread([point[1] for point in some], LABEL_GAP * (high - low))
+        heights = spread([point[1] for point in some], gap)
+        right.set_ylim(low, max([right.get_ylim()[1], *(height + gap for height in heights)]))
         for (x, y, label, colour), height in zip(some, heights, strict=True):
             right.annotate(
                 label, (x, y), (x + (away if right_side else -away), height), va="center",
