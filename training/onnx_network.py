@@ -102,13 +102,11 @@ class OnnxNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """What onnxruntime would say, with a gradient."""
-        values: dict[str, Tensor | None] = {"": None, self._input: x}  # an input that is left out is ""
+        values: dict[str, Any] = {"": None, self._input: x}  # an input that is left out is ""
         values |= {name: getattr(self, buffer) for name, buffer in self._names.items()}
         for name, given, node in self._nodes:
             values[node.output[0]] = OPERATIONS[name](given, *(values[i] for i in node.input))
-        result = values[self._output]
-        assert result is not None
-        return result
+        return values[self._output]
 
 
 def _folded(path: str | Path) -> onnx.ModelProto:
