@@ -273,6 +273,21 @@ class BaseModel:
         output = self.denoise(noisy, t, prompt_embeds)  # (B, C, h, w)
         return self._to_x0(output.float(), noisy, t)
 
+    def step(self, noisy: Tensor, clean: Tensor, t: Tensor, earlier: Tensor) -> Tensor:
+        """One step of deterministic DDIM (Song et al. 2020, eq. 12 with zero variance).
+
+        Args:
+            noisy: (B, C, h, w) latents at timestep t.
+            clean: (B, C, h, w) estimate of x_0.
+            t: (B,) integer timesteps.
+            earlier: (B,) integer timesteps to go to.
+
+        Returns:
+            (B, C, h, w) latents there.
+        """
+        signal, sigma = self._levels(t)
+        return self.add_noise(clean, (noisy - signal * clean) / sigma, earlier)
+
     def denoising(
         self, image_latents: Tensor, prompt_embeds: Tensor, noise: Tensor, t: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -314,7 +329,7 @@ class BaseModel:
         unconditional: Tensor | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """Deterministic DDIM (Song et al. 2020, eq. 12 with zero variance).
+        """Deterministic DDIM, see `step`.
 
         Args:
             prompt_embeds: (B, L, W).
@@ -338,10 +353,7 @@ class BaseModel:
                 free = self.predict(x, t, unconditional.expand(x.shape[0], -1, -1))  # (B, C, h, w)
                 clean = free + guidance_scale * (clean - free)
             if i + 1 < num_steps:
-                signal, sigma = self._levels(t)
-                x = self.add_noise(
-                    clean, (x - signal * clean) / sigma, steps[i + 1].to(x.device).expand(x.shape[0])
-                )
+                x = self.step(x, clean, t, steps[i + 1].to(x.device).expand(x.shape[0]))
             else:
                 x = clean
             if progress is not None:

@@ -1,11 +1,12 @@
 """Training for likeness: the recogniser with a gradient, and what it adds to the base model's loss."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional
 
 from difflora.base_model import BaseModel
 from difflora.errors import FaceModelError, NoFaceError
@@ -84,35 +85,68 @@ def scene():
     return base, objective, Batch(latents, embeds, noise, torch.full((4,), 20), chosen), (analyzer, pictures)
 
 
-def test_the_second_term_is_the_distance_of_the_guess_from_the_person(scene):
-    base, objective, batch, (analyzer, pictures) = scene
+def test_the_second_term_is_the_distance_of_the_faces_after_a_step_of_the_sampler(scene):
+    base, objective, batch, (analyzer, _) = scene
+    latents, prompts, noise, t, _ = batch
     with torch.no_grad():
         plain, both = denoising_objective(base, batch), objective(base, batch)
-        _, guess = base.denoising(*batch[:4])
-        drawn = as_arrays(base.sketch(guess).clamp(-1, 1))
-    embeddings, _ = analyzer.analyze(drawn)  # finds the faces of the guesses itself
-    person = objective.person.repeat_interleave(2, 0)
-    expected = 0.5 * (1 - (embeddings * person).sum(dim=-1))
-    torch.testing.assert_close(both - plain, expected, atol=0.05, rtol=0)
-    means = [functional.normalize(analyzer.analyze(as_arrays(own))[0].mean(dim=0), dim=0) for own in pictures]
-    torch.testing.assert_close(objective.person, torch.stack(means))
+        _, guess = base.denoising(latents, prompts, noise, t)
+        signal, sigma = base.alphas_cumprod[t[0] // 2].sqrt(), (1 - base.alphas_cumprod[t[0] // 2]).sqrt()
+        start, start_sigma = base.alphas_cumprod[t[0]].sqrt(), (1 - base.alphas_cumprod[t[0]]).sqrt()
+        left = (start * latents + start_sigma * noise - start * guess) / start_sigma
+        drawn = base.sketch(base.predict(signal * guess + sigma * left, t // 2, prompts)).clamp(-1, 1)
+        true = base.sketch(latents).clamp(-1, 1)
+    # finds the faces itself
+    faces, wanted = (analyzer.analyze(as_arrays(pictures))[0] for pictures in (drawn, true))
+    torch.testing.assert_close(both - plain, 0.5 * (1 - (faces * wanted).sum(dim=-1)), atol=0.05, rtol=0)
 
 
 def test_another_persons_face_costs_more(scene):
     base, objective, batch, _ = scene
-    other = IdentityLoss(
-        objective.recogniser, objective.person.flip(0), objective.landmarks, objective.found, 0.5
-    )
-    with torch.no_grad():
-        assert (other(base, batch) > objective(base, batch) + 0.1).all()
+    own = objective(base, batch) - denoising_objective(base, batch)
+    swapped = batch._replace(
+        image_latents=batch.image_latents.roll(2, 0)
+    )  # the other person's face is wanted
+    guess = base.denoising(*batch[:4])[1]
+
+    class Fixed:
+        """The base model, sure of its guess of the right person."""
+
+        def __getattr__(self, name):
+            return getattr(base, name)
+
+        def denoising(self, *_):
+            return torch.zeros(len(guess)), guess
+
+        def predict(self, *_):
+            return guess
+
+    assert (objective(Fixed(), swapped) > own + 0.1).all()
+
+
+def test_the_gradient_comes_through_the_last_guess_only(scene):
+    base, objective, batch, _ = scene
+    guess = base.denoising(*batch[:4])[1].detach().requires_grad_()
+
+    class Fixed:
+        """The base model, whose guesses are a leaf."""
+
+        def __getattr__(self, name):
+            return getattr(base, name)
+
+        def denoising(self, *_):
+            return torch.zeros(len(guess)), guess
+
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        objective(Fixed(), batch).sum().backward()
 
 
 def test_a_picture_without_a_face_counts_for_the_base_models_loss_only(scene):
     base, objective, batch, _ = scene
     found = objective.found.clone()
     found[1, 2] = False
-    partly = IdentityLoss(objective.recogniser, objective.person, objective.landmarks, found, 0.5)
-    nobody = IdentityLoss(objective.recogniser, objective.person, objective.landmarks, found & False, 0.5)
+    partly = replace(objective, found=found)
+    nobody = replace(objective, found=found & False)
     with torch.no_grad():
         plain, both = denoising_objective(base, batch), objective(base, batch)
         assert torch.equal(nobody(base, batch), plain)
