@@ -133,11 +133,6 @@ class MappedWeights:
             ]
         )  # (n, P)
 
-    def joined(self, others: "MappedWeights") -> "MappedWeights":
-        """These rows, then the others'."""
-        behind = int(self._ends[-1])
-        return MappedWeights([*self._shards, *others._shards], torch.cat([self._rows, others._rows + behind]))
-
     def split(self, size: int) -> Iterator[Tensor]:
         """Consecutive pieces (n, P) of at most `size` rows, read one by one."""
         for start in range(0, len(self), size):

@@ -31,7 +31,7 @@ from training.common import (
     save_state,
     say,
 )
-from training.lora_library import check_same_loras, library_option, load_library
+from training.lora_library import library_option, load_library
 from training.optimising import Average, rate_at
 from training.presets import PRESETS, LaeTrainingConfig, apply_options, config_options, preset
 
@@ -216,11 +216,6 @@ def main(arguments: list[str] | None = None) -> None:
     """Read the options, train, save, plot."""
     parser = argparse.ArgumentParser(description="Train the LoRA weight autoencoder (LAE).")
     library_option(parser, "runs/loras_amortised")
-    parser.add_argument(
-        "--also",
-        type=Path,
-        help="another library, whose LoRAs the LAE is to know as well; they stand in front",
-    )
     parser.add_argument("--out", type=Path, default=Path("runs/lae"), help="run folder, resumed if it exists")
     parser.add_argument("--preset", default="synthetic", help=", ".join(PRESETS))
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
@@ -230,15 +225,11 @@ def main(arguments: list[str] | None = None) -> None:
     config = apply_options(chosen.lae, options)
 
     library = load_library(options.loras, mapped=True)
-    flat = library.flat
-    if options.also is not None:
-        also = load_library(options.also, mapped=True)
-        advice = f"make it with --like of a checkpoint of {options.loras}, or leave --also out"
-        check_same_loras(str(options.also), also.layout, also.shared_down, library, advice)
-        flat = also.flat.joined(flat)
     settings = {"lae": asdict(chosen.networks.lae), "training": asdict(config)}
-    open_run(options.out, {**settings, "layout": library.layout.fingerprint, "library": len(flat)})
-    lae, normalisation = train(flat, library.layout, chosen.networks.lae, config, options.out, options.device)
+    open_run(options.out, {**settings, "layout": library.layout.fingerprint, "library": len(library.flat)})
+    lae, normalisation = train(
+        library.flat, library.layout, chosen.networks.lae, config, options.out, options.device
+    )
     TrainedLae(lae, library.layout, normalisation, config.held_out).save(options.out / "lae.safetensors")
     plot_metrics(options.out / "metrics.jsonl", options.out / "lae.png", ("loss", "train_r2", "held_out_r2"))
     say(f"LAE saved to {options.out / 'lae.safetensors'}")

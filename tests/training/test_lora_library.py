@@ -38,18 +38,6 @@ def test_mapped_library_is_the_same(folder):
     assert torch.equal(torch.cat(list(mapped.flat[1:].split(4))), flat[1:])
 
 
-def test_mapped_libraries_can_be_joined(folder):
-    path, flat = folder
-    mapped = load_library(path, mapped=True).flat
-    joined = mapped[5:].joined(mapped[1:3]).joined(mapped[:1])
-    assert torch.equal(joined[torch.arange(len(joined))], flat[[5, 6, 1, 2, 0]])
-    other = MappedWeights([torch.ones(2, LAYOUT.num_parameters)])  # float32 beside float16
-    assert torch.equal(
-        mapped.joined(other)[torch.tensor([8, 6])],
-        torch.stack([other[torch.tensor([1])][0], flat[6].float()]),
-    )
-
-
 def test_statistics_and_batches_of_a_mapped_library(folder, monkeypatch):
     path, flat = folder
     library = load_library(path, mapped=True).flat

@@ -5,14 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from difflora.autoencoder import LoraAutoencoder
 from difflora.errors import CheckpointError
-from difflora.files import save_safetensors
-from difflora.layout import LoraLayout, ModuleSpec, init_shared_down
-from difflora.normalisation import LoraNormalisation
+from difflora.layout import LoraLayout, ModuleSpec
 from training import train_lae
-from training.common import load_state, open_run, read_metrics, save_state
-from training.lora_library import SHARED_DOWN_NAME, MappedWeights
+from training.common import load_state, read_metrics, save_state
 from training.presets import PRESETS, LaeTrainingConfig
 
 LAYOUT = LoraLayout((ModuleSpec("a", 8, 30), ModuleSpec("b", 8, 60)), rank=2, alpha=2.0)
@@ -69,27 +65,6 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     resumed, _ = train_lae.train(library(20), LAYOUT, SIZES, config, tmp_path / "killed")
     for name, tensor in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], tensor, msg=name)
-
-
-def test_another_library_stands_in_front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, (down, rows) in {"one": (0, 8), "two": (0, 6), "odd": (1, 6)}.items():
-        open_run(tmp_path / name, {"layout": LAYOUT.to_json()})
-        save_safetensors(tmp_path / name / SHARED_DOWN_NAME, init_shared_down(LAYOUT, down))
-        tensors = {"flat_weights": library(rows) + rows, "people": torch.arange(rows)}
-        save_safetensors(tmp_path / name / "train" / "shard-00000.safetensors", tensors)
-    given = {}
-
-    def train(flat: MappedWeights, *rest: object) -> tuple[LoraAutoencoder, LoraNormalisation]:
-        given["flat"] = flat[torch.arange(len(flat))]
-        return LoraAutoencoder(LAYOUT, SIZES), LoraNormalisation.fit(flat, LAYOUT)
-
-    monkeypatch.setattr(train_lae, "train", train)
-    monkeypatch.setattr(train_lae, "plot_metrics", lambda *_: None)
-    words = ["--preset", "tiny", "--library", str(tmp_path / "one"), "--out", str(tmp_path / "lae")]
-    train_lae.main([*words, "--also", str(tmp_path / "two")])
-    assert torch.equal(given["flat"], torch.cat([library(6) + 6, library(8) + 8]))
-    with pytest.raises(CheckpointError, match=r"another lora_down: .*leave --also out"):
-        train_lae.main([*words, "--also", str(tmp_path / "odd")])
 
 
 @pytest.mark.parametrize(("count", "kept"), [(2, 1), (10, 9), (100, 90)])
