@@ -76,13 +76,13 @@ class IdentityLoss:
         rows = self.found[:, chosen].flatten().nonzero().squeeze(1)  # (m,)
         if not len(rows):
             return losses
-        true, prompts, t = true[rows], prompts[rows], t[rows]  # (m, C, h, w), (m, T, W), (m,)
         landmarks = self.landmarks[:, chosen].flatten(0, 1)[rows]  # (m, 5, 2)
         with torch.no_grad():
-            wanted = self._face(base, true, landmarks)  # (m, E)
-            noisy = base.add_noise(true, noise[rows], t)  # (m, C, h, w)
-            half = base.step(noisy, guess[rows], t, t // 2)  # (m, C, h, w)
-        face = self._face(base, base.predict(half, t // 2, prompts), landmarks)  # (m, E)
+            wanted = self._face(base, true[rows], landmarks)  # (m, E)
+            half = base.step(base.add_noise(true, noise, t), guess, t, t // 2)  # (B*K, C, h, w)
+        # of all pictures, with a face or not: the LoRAs in the base model count on the order of the rows
+        guess = base.predict(half, t // 2, prompts)  # (B*K, C, h, w)
+        face = self._face(base, guess[rows], landmarks)  # (m, E)
         return losses.index_add(0, rows, self.weight * (1 - cosine_similarity(face, wanted)))  # (B*K,)
 
     def _face(self, base: BaseModel, image_latents: Tensor, landmarks: Tensor) -> Tensor:

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from difflora.base_model import BaseModel
+from difflora.batched import batched_lora
 from difflora.errors import FaceModelError, NoFaceError
 from difflora.faces import FaceAnalyzer
+from difflora.layout import LoraLayout, init_shared_down
 from difflora.lora_training import Batch, denoising_objective
 from difflora.photos import as_arrays
 from difflora.synthetic import world
@@ -152,6 +154,19 @@ def test_a_picture_without_a_face_counts_for_the_base_models_loss_only(scene):
         assert torch.equal(nobody(base, batch), plain)
         expected = torch.where(torch.tensor([False, False, True, False]), plain, both)
         torch.testing.assert_close(partly(base, batch), expected)
+
+
+def test_everybody_is_compared_with_their_own_lora(scene):
+    base, objective, batch, _ = scene
+    layout = LoraLayout.from_model(base.denoiser, ["attn1.to_v"], rank=2)
+    flat = torch.randn(2, layout.num_parameters, generator=torch.Generator().manual_seed(1))
+    found = objective.found.clone()
+    found[0] = False  # the first person's pictures are left out: the second's LoRA stays the second's
+    with torch.no_grad(), batched_lora(base.denoiser, layout, flat, init_shared_down(layout, 0)):
+        plain, both = denoising_objective(base, batch), objective(base, batch)
+        partly = replace(objective, found=found)(base, batch)
+    assert ((both - plain)[2:] > 0.01).all()
+    torch.testing.assert_close(partly, torch.cat([plain[:2], both[2:]]))
 
 
 def test_pictures_without_any_face_are_refused(scene):
