@@ -77,11 +77,12 @@ class IdentityLoss:
         if not len(rows):
             return losses
         landmarks = self.landmarks[:, chosen].flatten(0, 1)[rows]  # (m, 5, 2)
+        half = t // 2  # (B*K,)
         with torch.no_grad():
-            wanted = self._face(base, true[rows], landmarks)  # (m, E)
-            half = base.step(base.add_noise(true, noise, t), guess, t, t // 2)  # (B*K, C, h, w)
+            wanted = self._face(base, true[rows], landmarks)  # (m, E), decoded as the guess will be
+            noisy = base.step(base.add_noise(true, noise, t), guess, t, half)  # (B*K, C, h, w)
         # of all pictures, with a face or not: the LoRAs in the base model count on the order of the rows
-        guess = base.predict(half, t // 2, prompts)  # (B*K, C, h, w)
+        guess = base.predict(noisy, half, prompts)  # (B*K, C, h, w)
         face = self._face(base, guess[rows], landmarks)  # (m, E)
         return losses.index_add(0, rows, self.weight * (1 - cosine_similarity(face, wanted)))  # (B*K,)
 
@@ -91,6 +92,5 @@ class IdentityLoss:
 
     def to(self, device: torch.device | str) -> IdentityLoss:
         """The same on a device."""
-        return IdentityLoss(
-            self.recogniser.to(device), self.landmarks.to(device), self.found.to(device), self.weight
-        )
+        tensors = (self.landmarks.to(device), self.found.to(device))
+        return IdentityLoss(self.recogniser.to(device), *tensors, self.weight)
