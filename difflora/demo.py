@@ -207,7 +207,7 @@ def judge_rows(
         pictures = pictures.cpu()[None]  # (1, K, 3, H, W)
         similarity[name] = round(float(judge.similarity(pictures, targets).mean()), 3)
         right = torch.stack(list(judge.prompt_accuracy(pictures, scenes).values()))  # (attributes, 1, K)
-        accuracy[name] = round(float(right.mean()), 3)
+        accuracy[name] = round(float(right.nanmean()), 3)
     return similarity, accuracy
 
 

@@ -49,6 +49,7 @@ FLOW = (
     *("checkpoint", "model", "identity", "candidates", "refinement", "batch"),
     # the embedded world, a user of the library like any other
     *("synthetic.people", "synthetic.scenes", "synthetic.captions", "synthetic.shapes"),
+    "synthetic.styles",
     *("synthetic.figure", "synthetic.face_layers", "synthetic.outfit_layers", "synthetic.renderer"),
     "synthetic.photo_folders",
     *("synthetic.recognisers", "synthetic.detector"),

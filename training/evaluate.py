@@ -20,7 +20,7 @@ gains until 240; its `lora_down` is the library's.
     MORE="--started runs/loras_started --regressor runs/regressor/regressor.safetensors"
     python -m training.evaluate $MORE --oracle runs/loras_240 --readme README.md
 
-Writes `evaluation.json`, `results.md` and two pictures to `docs/`, and the README's table. Every
+Writes `evaluation.json`, `results.md` and three pictures to `docs/`, and the README's table. Every
 measurement is kept in the run folder under a digest of all that it depends on: run it again to go on.
 Letters: B people, N photos of one person, K prompts, n LoRAs of the library, C width of a photo's features.
 """
@@ -52,7 +52,14 @@ from training.basis_regressor import open_regressor
 from training.common import digest_of, machine, read_config, read_metrics, say
 from training.evaluation_cost import measure_in_a_process
 from training.evaluation_people import Panel, face_models, first_photos, photograph, prompt_scenes
-from training.evaluation_pictures import BASE_ROW, TRUE_ROW, Job, run_jobs, spread_of_candidates
+from training.evaluation_pictures import (
+    BASE_ROW,
+    TRUE_ROW,
+    Job,
+    LoraBatch,
+    run_jobs,
+    spread_of_candidates,
+)
 from training.evaluation_report import LABELS, draw_plot, draw_sheet, write_report
 from training.evaluation_rows import (
     REGULARISERS,
@@ -64,6 +71,7 @@ from training.evaluation_rows import (
     ridge_name,
 )
 from training.evaluation_scores import Measurement, choose_strength, curve_values, summarise
+from training.evaluation_styles import measure_styles
 from training.lora_library import REFERENCE_SUFFIX, library_option, load_library
 from training.prompt_following import measure_prompt_following
 
@@ -225,6 +233,10 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
     follows = measure_prompt_following(base, judge, *drawing, path)
     summary = summarise(chosen, strengths, seconds, follows)
     shown = [first_photos(features, 1) for features in panel.features]
+    say("people in other styles")
+    loras = LoraBatch(model.layout, model.shared_down, flat["difflora_1"], strengths["difflora_1"])
+    drawing = (options.picture_steps, options.picture_guidance, options.seed)
+    summary["styles"], styles_sheet = measure_styles(base, judge, panel, loras, *drawing)
     summary["candidates"] = spread_of_candidates(model, shown, made.ranking, judge)
     summary["photo_to_lora"] = measure_in_a_process(options.checkpoint, options.face_pack, options.device)
     settings = {
@@ -247,6 +259,7 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
     }
     sheet = draw_sheet(panel.photos, panel.scenes.phrases(), chosen)
     atomic_save(options.out / "images" / "evaluation.png", sheet.save)
+    atomic_save(options.out / "images" / "styles.png", styles_sheet.save)
     draw_plot(report, options.out / "images" / "results.png")
     write_report(report, options.out, options.readme)
 

@@ -20,6 +20,7 @@ from difflora.refinement import RefinementConfig
 from difflora.sheet import SheetRow, draw_grid, to_image
 from training.evaluation_rows import FITTING_STEPS
 from training.evaluation_scores import LAE_ROWS, MAX_ACCURACY_LOSS, Measurement
+from training.evaluation_styles import MOST_PEOPLE
 
 LABELS = {
     "base_model": "base model, no LoRA",
@@ -79,7 +80,7 @@ Written by `{command}` on one machine ({machine}), with
 - *Gap closed*: (row - base model) / (trained LoRA - base model), with bootstrap standard error. Trained LoRAs
   are noisy, so that this can exceed 100 %.
 - *Prompt accuracy*: part of the prompt's attributes (expression, pose, accessory, light, background, clothes)
-  that a classifier finds in the picture.
+  that a classifier finds in the picture. All prompts of this table ask for colour photos.
 - *Base model*: on {following}
 - *Strength*: the most alike on validation people, who are in neither training nor test, by the conditioning
   recogniser (the evaluation recogniser selects nothing), among those that cost at most {loss:.0%} of prompt
@@ -108,6 +109,14 @@ At the same strengths; in brackets the 95 % bootstrap interval over people.
   that the LoRA draws the same picture whatever the prompt. (LPIPS, which others use, needs a network that
   was trained on real pictures.)
 {costs}
+## Other styles
+All photos and all LoRAs are in colour; here the prompts ask for another style as well. {styles_count} of the
+test people, same prompts, one photo, same strength; the recogniser that judges has seen colour photos only.
+
+{styles}
+
+![The first people in both styles](images/styles.png)
+
 ## Differences of identity similarity, paired over people
 With the 95 % bootstrap interval; the first one is ahead where it is above zero.
 
@@ -229,6 +238,20 @@ def following(report: Mapping[str, Any]) -> str:
     )
 
 
+def styles_table(report: Mapping[str, Any]) -> str:
+    """Likeness and accuracy in other styles."""
+    lines = [
+        "| | identity similarity | prompt accuracy | style | expression | pose | accessory |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for style, rows in report["styles"].items():
+        for name, row in rows.items():
+            of = [f"{row['attributes'][key]:.0%}" for key in ("style", "expression", "pose", "accessory")]
+            values = [interval(row["identity_similarity"]), plus_minus(row["prompt_accuracy"], percent=True)]
+            lines.append(f"| {style}: {LABELS[name].strip('*')} | {' | '.join([*values, *of])} |")
+    return "\n".join(lines)
+
+
 def costs(report: Mapping[str, Any]) -> str:
     """What a LoRA costs, and how alike candidates are."""
     cost, candidates = report["photo_to_lora"], report["candidates"]
@@ -262,6 +285,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         details=detail_table(report),
         controls=control_notes(report),
         costs=costs(report),
+        styles=styles_table(report),
+        styles_count=min(MOST_PEOPLE, report["settings"]["people"]),
         following=following(report),
         refinement=RefinementConfig.num_steps,
         **{name: "\n".join(f"- {item}" for item in items) for name, items in lines.items()},

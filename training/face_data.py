@@ -62,7 +62,9 @@ class Pool:
         return people * self.per_person + first, people * self.per_person + (first + step) % self.per_person
 
 
-def load_pool(folder: Path, split: str, num_people: int, per_person: int, px: int) -> Pool:
+def load_pool(
+    folder: Path, split: str, num_people: int, per_person: int, px: int, styled: float = 0.0
+) -> Pool:
     """Render a pool, or read it when the renderer has not changed since.
 
     Args:
@@ -71,11 +73,13 @@ def load_pool(folder: Path, split: str, num_people: int, per_person: int, px: in
         num_people: people ``0 .. num_people`` of the split.
         per_person: pictures K of each, every one in another scene.
         px: their side.
+        styled: share of pictures that are no colour photos.
     """
-    path = folder / f"pool-{split}-{num_people}x{per_person}-{px}px.safetensors"
+    name = f"pool-{split}-{num_people}x{per_person}-{px}px{f'-styled{styled:g}' if styled else ''}"
+    path = folder / f"{name}.safetensors"
     traits = sample_people(split, 0, num_people).repeat_interleave(per_person, 0)  # (B, I)
     # The splits draw different scenes too: a mark of the scene cannot pass for the person.
-    scenes = sample_scenes(len(traits), seed=len(split), jitter=1.0)
+    scenes = sample_scenes(len(traits), seed=len(split), jitter=1.0, styled=styled)
     probe = render(traits[:8], scenes[:8], px)
     mark = hashlib.sha256((probe.pictures * 255).round().byte().numpy().tobytes()).hexdigest()[:16]
     if path.is_file():

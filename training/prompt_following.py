@@ -22,6 +22,8 @@ from training.evaluation_scores import gap_closed, with_error
 
 SCENE_SEED = 503
 """Of the scenes: other than those of the table's prompts and of the photos."""
+STYLED = 0.25
+"""Share of the prompts that ask for another style than a colour photo's."""
 AT_ONCE = 64
 
 
@@ -58,7 +60,7 @@ def measure_prompt_following(
         "prompts": K; "base_model", "renderer": accuracy; "share": their ratio, with intervals over prompts;
         "attributes": attribute -> [base model, renderer].
     """
-    scenes = sample_scenes(count, SCENE_SEED)
+    scenes = sample_scenes(count, SCENE_SEED, styled=STYLED)
     if not path.is_file():
         traits = torch.cat([sample_people("test", index, 1) for index in range(count)])  # (K, traits)
         pictures = {
@@ -76,14 +78,14 @@ def measure_prompt_following(
         who: {name.partition(".")[2]: right for name, right in found.items() if name.startswith(f"{who}.")}
         for who in ("base_model", "renderer")
     }
-    base_model, renderer = (torch.stack(list(right.values())).mean(dim=0) for right in of.values())  # (K,)
+    base_model, renderer = (torch.stack(list(right.values())).nanmean(dim=0) for right in of.values())  # (K,)
     return {
         "prompts": count,
         "base_model": with_error(base_model),
         "renderer": with_error(renderer),
         "share": gap_closed(base_model, torch.zeros_like(base_model), renderer),
         "attributes": {
-            name: [round(float(right.mean()), 4), round(float(of["renderer"][name].mean()), 4)]
+            name: [round(float(right.nanmean()), 4), round(float(of["renderer"][name].nanmean()), 4)]
             for name, right in of["base_model"].items()
         },
     }

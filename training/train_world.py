@@ -45,6 +45,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, default=EMBEDDED, help="where the finished models go")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     parser.add_argument(
+        "--init", type=Path, help="trained base model (pipeline folder) that the base model starts from"
+    )
+    parser.add_argument(
         "--pictures", type=int, help="training pictures of the base model (overrides the preset)"
     )
     return parser.parse_args()
@@ -57,7 +60,9 @@ def main() -> None:
     if arguments.pictures:
         config = dataclasses.replace(config, pictures=arguments.pictures)
     if "base_model" in arguments.stage:
-        measures = train_base_model(arguments.out / "base_model", config, arguments.device)
+        measures = train_base_model(
+            arguments.out / "base_model", config, arguments.device, init=arguments.init
+        )
         install(arguments.out / "base_model" / "base_model", arguments.weights / BASE_MODEL.name)
         say(f"picture autoencoder: {json.dumps(measures)}")
     if "picture_decoder" in arguments.stage:

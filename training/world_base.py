@@ -14,7 +14,9 @@ import time
 from pathlib import Path
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
+from transformers import CLIPTextModel
 
 from difflora.errors import CheckpointError
 from difflora.picture_autoencoder import PatchAutoencoder
@@ -28,6 +30,8 @@ from training.world_pipeline import (
     build_scheduler,
     build_text_encoder,
     build_tokenizer,
+    extend_tokenizer,
+    measure_autoencoder,
     random_pictures,
     save_pipeline,
 )
@@ -57,7 +61,7 @@ class Ring:
         self.count += 1
         fresh = self.config.batch_size
         traits, scene, pictures = random_pictures(
-            fresh, self.count, device=self.device, px=self.config.picture_px
+            fresh, self.count, device=self.device, px=self.config.picture_px, styled=self.config.styled
         )
         with torch.no_grad():
             latents = self.autoencoder.encode(pictures).latent_dist.mode()  # (fresh, C, h, w)
@@ -88,7 +92,11 @@ def rate_at(done: int, config: BaseModelConfig) -> float:
 
 
 def train_base_model(
-    out: Path, config: BaseModelConfig, device: str = "cpu", save_every: float = 60.0
+    out: Path,
+    config: BaseModelConfig,
+    device: str = "cpu",
+    save_every: float = 60.0,
+    init: Path | None = None,
 ) -> dict[str, float]:
     """Train the U-Net (and, at first, the text encoder with it) to predict clean latents.
 
@@ -97,20 +105,29 @@ def train_base_model(
         config: see ``BaseModelConfig``.
         device: where to train.
         save_every: seconds between saves.
+        init: trained pipeline folder to start from; its latents and its words stay what they are.
 
     Returns:
-        Measures: the autoencoder's and the last validation loss.
+        Measures of the autoencoder.
     """
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if world > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     torch.manual_seed(config.seed)
-    autoencoder, measures = build_autoencoder(config)
-    tokenizer = build_tokenizer(out / "tokenizer")
-    denoiser, text_encoder = (
-        build_denoiser(config).to(device),
-        build_text_encoder(config, tokenizer).to(device),
-    )
+    if init is None:
+        autoencoder = build_autoencoder(config)
+        tokenizer = build_tokenizer(out / "tokenizer")
+    else:
+        autoencoder = PatchAutoencoder.from_pretrained(init / "vae").requires_grad_(False)
+        tokenizer = extend_tokenizer(init / "tokenizer", out / "tokenizer")
+    measures = measure_autoencoder(autoencoder, config)
+    denoiser, text_encoder = build_denoiser(config), build_text_encoder(config, tokenizer)
+    if init is not None:
+        denoiser.load_state_dict(UNet2DConditionModel.from_pretrained(init / "unet").state_dict())
+        trained = CLIPTextModel.from_pretrained(init / "text_encoder")
+        trained.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        text_encoder.load_state_dict(trained.state_dict())
+    denoiser, text_encoder = denoiser.to(device), text_encoder.to(device)
     averages = [
         copy.deepcopy(network).train(False).requires_grad_(False) for network in (denoiser, text_encoder)
     ]

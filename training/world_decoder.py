@@ -62,7 +62,12 @@ class Gallery:
         self.count += 1
         jitter = 1.0 if self.count % FULL_RANGE == 0 else STUDIO
         _, scenes, pictures = random_pictures(
-            RENDERED, SEED + self.count, device=self.device, px=self.config.picture_px, jitter=jitter
+            RENDERED,
+            SEED + self.count,
+            device=self.device,
+            px=self.config.picture_px,
+            jitter=jitter,
+            styled=self.config.styled,
         )
         stored = ((pictures + 1) * 127.5).round().byte()  # (n, 3, H, W)
         self.pictures = [*self.pictures, *zip(stored, scenes.prompts(), strict=True)][-RING:]

@@ -28,6 +28,7 @@ from difflora.synthetic.recognisers import (
     align,
 )
 from difflora.synthetic.renderer import PHOTO_PX
+from difflora.synthetic.scenes import COLOURFUL
 from training.face_data import Pool, coarsen, compose, degrade, load_pool, shake
 from training.face_export import export_detector, export_recogniser
 from training.face_losses import angular_margin_loss, detector_loss, spread_loss
@@ -50,6 +51,10 @@ PRESETS = {
 pictures."""
 ATTRIBUTE_WEIGHT = {"expression": 4.0}
 """The others are learned within a hundred steps."""
+STYLED = 0.3
+"""Share of the attribute classifier's pictures that are sepia prints or sketches."""
+NOT_ASKED = -100
+"""Class that the loss leaves out: colours of a picture that has none."""
 LANDMARK_JITTER = 0.01
 """Standard deviation in sides of the photo, of all landmarks together and once more of each: about what the
 detector is off by."""
@@ -61,11 +66,11 @@ TRAIT_WEIGHT = 15.0
 of eyes, nose and mouth, which tell few people of a batch apart: see training/LOG.md."""
 
 
-def _pools(out: Path, px: int) -> tuple[Pool, Pool]:
+def _pools(out: Path, px: int, styled: float = 0.0) -> tuple[Pool, Pool]:
     folder = out.parent / "faces"
     return (
-        load_pool(folder, "train", TRAIN_PEOPLE, TRAIN_PICTURES, px),
-        load_pool(folder, "validation", HELD_OUT_PEOPLE, HELD_OUT_PICTURES, px),
+        load_pool(folder, "train", TRAIN_PEOPLE, TRAIN_PICTURES, px, styled),
+        load_pool(folder, "validation", HELD_OUT_PEOPLE, HELD_OUT_PICTURES, px, styled),
     )
 
 
@@ -77,9 +82,15 @@ def train_attributes(
 ) -> dict[str, float]:
     """Attribute classifier -> ``weights/evaluation/attributes.safetensors``.
 
-    Its measure is the accuracy per attribute.
+    Its measure is the accuracy per attribute. A style is read from every picture, colours only from colour
+    photos.
     """
-    train, held_out = _pools(out, PICTURE_PX)
+    train, held_out = _pools(out, PICTURE_PX, STYLED)
+    without_colours = {name: train.classes["style"] != 0 for name in COLOURFUL}
+    classes = {
+        name: of.masked_fill(without_colours[name], NOT_ASKED) if name in COLOURFUL else of
+        for name, of in train.classes.items()
+    }
     torch.manual_seed(config.seed)
     model = AttributeClassifier(AttributeConfig(depth=2)).to(device, memory_format=torch.channels_last)
 
@@ -89,7 +100,7 @@ def train_attributes(
         logits = model((pictures * 2 - 1).to(device, memory_format=torch.channels_last))
         losses = [
             ATTRIBUTE_WEIGHT.get(name, 1.0)
-            * functional.cross_entropy(scores, train.classes[name][index].to(device))
+            * functional.cross_entropy(scores, classes[name][index].to(device), ignore_index=NOT_ASKED)
             for name, scores in logits.items()
         ]
         return torch.stack(losses).mean()
@@ -99,9 +110,11 @@ def train_attributes(
     right: dict[str, list[Tensor]] = {name: [] for name in held_out.classes}
     for rows in torch.arange(len(held_out)).split(256):
         predicted = model.predict((held_out.unit(rows) * 2 - 1).to(device))
-        for name, classes in predicted.items():
-            right[name].append((classes.cpu() == held_out.classes[name][rows]).float())
-    measures = {f"accuracy/{name}": torch.cat(parts).mean().item() for name, parts in right.items()}
+        for name, found in predicted.items():
+            colourless = held_out.classes["style"][rows] != 0 if name in COLOURFUL else torch.tensor(False)
+            shows = (found.cpu() == held_out.classes[name][rows]).float()
+            right[name].append(shows.masked_fill(colourless, torch.nan))
+    measures = {f"accuracy/{name}": torch.cat(parts).nanmean().item() for name, parts in right.items()}
     return write_measures(out, measures)
 
 

@@ -46,6 +46,7 @@ class BaseModelConfig:
     decay: float = 0.25  # share of training in which the rate falls to zero
     ring: int = 32_768  # rendered pictures kept; every step replaces a part of them
     fresh: float = 0.20  # share of the steps that render a new batch
+    styled: float = 0.3  # share of pictures that are no colour photos
     ema_pictures: int = 40_000  # time constant of the weight average
     clip_pictures: int = 40_000
     decoder_widths: tuple[int, ...] = (192, 96, 64)  # of the picture decoder, see `PictureDecoder`
@@ -61,6 +62,7 @@ class BaseModelConfig:
 
 PRESETS = {
     "cpu": BaseModelConfig(),
+    "cpu-continued": BaseModelConfig(learning_rate=8e-4, pictures=450_000, decay=0.6),  # with --init
     "gpu": BaseModelConfig(
         channels=(128, 256),
         batch_size=512,
@@ -75,7 +77,13 @@ PRESETS = {
 
 
 def random_pictures(
-    count: int, seed: int, split: str = "train", device: str = "cpu", px: int = 64, jitter: float = STUDIO
+    count: int,
+    seed: int,
+    split: str = "train",
+    device: str = "cpu",
+    px: int = 64,
+    jitter: float = STUDIO,
+    styled: float = 0.0,
 ) -> tuple[Tensor, Scene, Tensor]:
     """Everybody different, everybody in another scene: traits, scene and pictures (B, 3, H, W) in [-1, 1]."""
     people = torch.Generator().manual_seed(seed)
@@ -83,20 +91,25 @@ def random_pictures(
         traits = torch.rand(count, NUM_TRAITS, generator=people) * 2 - 1  # (B, I)
     else:
         traits = sample_people(split, 0, count)
-    scene = sample_scenes(count, seed, jitter)
+    scene = sample_scenes(count, seed, jitter, styled)
     pictures = render(traits.to(device), scene.to(device), px).pictures * 2 - 1  # (B, 3, H, W)
     return traits, scene, pictures
 
 
-def build_autoencoder(config: BaseModelConfig) -> tuple[PatchAutoencoder, dict[str, float]]:
-    """Fit the patch PCA and measure it on people of the validation split."""
+def build_autoencoder(config: BaseModelConfig) -> PatchAutoencoder:
+    """Fit the patch PCA, on colour photos: they need the most channels."""
     autoencoder = PatchAutoencoder(config.latent_channels, PATCH_PX, config.pooling)
     autoencoder.fit(random_pictures(1024, seed=3, px=config.picture_px, jitter=1.0)[2])
+    return autoencoder
+
+
+def measure_autoencoder(autoencoder: PatchAutoencoder, config: BaseModelConfig) -> dict[str, float]:
+    """PSNR on people of the validation split, dB, and the latents' standard deviation."""
     pictures = random_pictures(256, seed=4, split="validation", px=config.picture_px)[2]
     with torch.no_grad():
         latents = autoencoder.encode(pictures).latent_dist.mode()  # (B, C, h, w)
         error = (autoencoder.decode(latents).sample.clamp(-1, 1) - pictures).square().mean()
-    return autoencoder, {"psnr_db": float(-10 * torch.log10(error / 4)), "latent_sd": float(latents.std())}
+    return {"psnr_db": float(-10 * torch.log10(error / 4)), "latent_sd": float(latents.std())}
 
 
 def build_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -137,15 +150,41 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
         "<|endoftext|>",
     ]
     vocab = {symbol: number for number, symbol in enumerate(dict.fromkeys(symbols))}
+    _write_tokenizer(folder, vocab, merges)
+    return CLIPTokenizer.from_pretrained(folder, model_max_length=77, pad_token="<|endoftext|>")
+
+
+def extend_tokenizer(source: Path, folder: Path) -> CLIPTokenizer:
+    """A trained tokenizer that also knows today's vocabulary: its own tokens keep their numbers.
+
+    Args:
+        source: tokenizer folder of a trained pipeline.
+        folder: where the extended one goes; read when it is already there.
+    """
+    if not (folder / "vocab.json").is_file():
+        tokenizer = CLIPTokenizer.from_pretrained(source)
+        words = sorted({word for phrase in vocabulary() for word in phrase.replace(",", " ").split()})
+        vocab, merges = tokenizer.get_vocab(), (source / "merges.txt").read_text(encoding="utf-8").split("\n")
+        merges = [merge for merge in merges if merge and not merge.startswith("#version")]
+        for word in words:
+            pieces = tokenizer.tokenize(word)
+            while len(pieces) > 1:  # from left to right, as the merges will be applied
+                merges.append(f"{pieces[0]} {pieces[1]}")
+                pieces = [pieces[0] + pieces[1], *pieces[2:]]
+                vocab.setdefault(pieces[0], len(vocab))
+        _write_tokenizer(folder, vocab, merges)
+    return build_tokenizer(folder)
+
+
+def _write_tokenizer(folder: Path, vocab: dict[str, int], merges: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    atomic_save(
-        folder / "vocab.json", lambda p: p.write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
-    )
     atomic_save(
         folder / "merges.txt",
         lambda p: p.write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8"),
     )
-    return CLIPTokenizer.from_pretrained(folder, model_max_length=77, pad_token="<|endoftext|>")
+    atomic_save(
+        folder / "vocab.json", lambda p: p.write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
+    )
 
 
 def build_text_encoder(config: BaseModelConfig, tokenizer: CLIPTokenizer) -> CLIPTextModel:

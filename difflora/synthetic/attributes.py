@@ -132,11 +132,15 @@ def prompt_accuracy(classifier: AttributeClassifier, pictures: Tensor, scene: Sc
         scene: the B scenes that the prompts described.
 
     Returns:
-        Attribute -> (B,) float32, 1 where the picture shows it and 0 elsewhere; their means are the
-        accuracies.
+        Attribute -> (B,) float32, 1 where the picture shows it and 0 elsewhere, not a number where the prompt
+        does not ask for it (see `Scene.asked`), and only attributes that some prompt asks for. Their means
+        (`torch.nanmean`) are the accuracies.
     """
     predicted = classifier.predict(pictures)
-    return {
-        name: (classes == getattr(scene, name).to(classes.device)).float()
-        for name, classes in predicted.items()
-    }
+    right = {}
+    for name, asked in scene.asked().items():
+        classes = predicted[name]  # (B,)
+        if asked.any():
+            shows = (classes == getattr(scene, name).to(classes.device)).float()  # (B,)
+            right[name] = shows.masked_fill(~asked.to(classes.device), torch.nan)
+    return right

@@ -34,14 +34,14 @@ def sample_captions(traits: Tensor, scene: Scene, seed: int) -> list[str]:
         B captions: empty (for guidance), a prompt, or a prompt with trait phrases.
     """
     generator = np.random.default_rng([seed, 0xCA97])
-    accessories = {phrase for phrase in ATTRIBUTES["accessory"] if phrase}
+    always = {phrase for name in ("accessory", "style") for phrase in ATTRIBUTES[name] if phrase}
     captions = []
     for phrases, person in zip(scene.phrases(), describe_traits(traits), strict=True):
         if generator.random() < DROP_ALL:
             captions.append("")
             continue
-        # silence about accessories means none, so they are always named
-        kept = [p for p in phrases if p in accessories or generator.random() > DROP_PHRASE]
+        # silence about accessories means none, and about style a colour photo, so these are always named
+        kept = [p for p in phrases if p in always or generator.random() > DROP_PHRASE]
         if generator.random() < NAME_TRAITS:
             generator.shuffle(person)
             kept += person[: int(generator.integers(4, MAX_TRAITS + 1))]

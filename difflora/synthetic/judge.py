@@ -103,7 +103,8 @@ class Judge:
             scenes: the K scenes that the prompts describe, the same for everybody.
 
         Returns:
-            Attribute -> (B, K), 1 where it is as the prompt said, else 0.
+            Attribute -> (B, K), 1 where it is as the prompt said, else 0; not a number where the prompt asks
+            for nothing that can be seen, see `attributes.prompt_accuracy`.
         """
         people, count = pictures.shape[:2]
         repeated = scenes[torch.arange(count).repeat(people)]  # B*K scenes

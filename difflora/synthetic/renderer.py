@@ -16,6 +16,7 @@ from .figure import Figure
 from .outfit_layers import back_hair, background, body, ears, front_hair, glasses, hat
 from .people import NUM_TRAITS
 from .scenes import Scene
+from .styles import in_style
 
 PHOTO_PX = 128
 """Side of a reference photo: like real ones, it shows more than the base model draws."""
@@ -40,13 +41,13 @@ class Rendering:
 
 
 def _draw(figure: Figure) -> Rendering:
-    """Paint every layer, back to front, then expose the picture in the scene's light."""
+    """Paint every layer, back to front, expose the picture in the scene's light, then give it its style."""
     canvas = background(figure)  # (B, 3, H, W)
     for layer in LAYERS:
         canvas = layer(figure, canvas)  # (B, 3, H, W)
     exposure = 1.0 + 0.05 * figure.jitter["level"][:, None, None, None]  # (B, 1, 1, 1)
     pictures = (canvas * figure.tint * exposure).clamp(0.0, 1.0)  # (B, 3, H, W)
-    return Rendering(pictures, figure.boxes(), figure.landmarks())
+    return Rendering(in_style(pictures, figure.scene.style), figure.boxes(), figure.landmarks())
 
 
 def render(traits: Tensor, scene: Scene, size: int = 64) -> Rendering:

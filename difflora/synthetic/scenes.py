@@ -27,8 +27,12 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "yellow background",
     ),
     "clothes": ("white shirt", "black shirt", "red shirt", "blue shirt", "green shirt", "purple shirt"),
+    "style": ("", "sepia", "pencil sketch"),
 }
 """Attribute -> the phrase of each class. An empty phrase means that saying nothing means this class."""
+
+COLOURFUL = ("light", "background", "clothes")
+"""Attributes that only a colour photo shows."""
 
 JITTER = ("yaw", "pitch", "roll", "shift_x", "shift_y", "zoom", "strength", "gaze", "tint", "level")
 """Continuous nuisance inside each class, each in [-1, 1]."""
@@ -49,6 +53,7 @@ class Scene:
     light: Tensor
     background: Tensor
     clothes: Tensor
+    style: Tensor
     jitter: Tensor
 
     def __len__(self) -> int:
@@ -71,6 +76,15 @@ class Scene:
             for row in range(len(self))
         ]
 
+    def asked(self) -> dict[str, Tensor]:
+        """Attribute -> (B,) bool: does the prompt ask for something that the picture can show?
+
+        A sepia print or a sketch has no colours to show, and a prompt of a colour photo asks for no style.
+        """
+        styled = self.style != 0  # (B,)
+        whether = {"style": styled, **dict.fromkeys(COLOURFUL, ~styled)}
+        return {name: whether.get(name, torch.ones_like(styled)) for name in ATTRIBUTES}
+
     def prompts(self) -> list[str]:
         """The full prompt of every picture."""
         return [", ".join([PROMPT_START, *phrases]) for phrases in self.phrases()]
@@ -81,18 +95,25 @@ def cat_scenes(scenes: list[Scene]) -> Scene:
     return Scene(*(torch.cat([getattr(s, field.name) for s in scenes]) for field in fields(Scene)))
 
 
-def sample_scenes(count: int, seed: int, jitter: float = STUDIO) -> Scene:
-    """Random scenes: every class equally likely, jitter uniform.
+def sample_scenes(count: int, seed: int, jitter: float = STUDIO, styled: float = 0.0) -> Scene:
+    """Random scenes: every class equally likely, jitter uniform; colour photos unless asked otherwise.
 
     Args:
         count: number of pictures B.
-        seed: the same seed gives the same scenes.
+        seed: the same seed gives the same scenes, in colour or not.
         jitter: largest jitter; 1 is the whole range, for networks that have to bear anything.
+        styled: share of pictures in another style than a colour photo's, all of these equally likely.
     """
     generator = np.random.default_rng([seed, 0x5CE9E])
-    classes = [torch.from_numpy(generator.integers(0, len(words), count)) for words in ATTRIBUTES.values()]
+    classes = {
+        name: torch.from_numpy(generator.integers(0, len(words), count))
+        for name, words in ATTRIBUTES.items()
+        if name != "style"
+    }
     shifts = torch.from_numpy(generator.uniform(-1.0, 1.0, (count, len(JITTER)))).float()  # (B, J)
-    return Scene(*[*classes, jitter * shifts])
+    style = generator.integers(1, len(ATTRIBUTES["style"]), count)
+    style = torch.from_numpy(np.where(generator.random(count) < styled, style, 0))  # (B,)
+    return Scene(**classes, style=style, jitter=jitter * shifts)
 
 
 def scene_for(count: int = 1, seed: int | None = None, **attributes: str) -> Scene:

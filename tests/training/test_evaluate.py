@@ -91,6 +91,17 @@ def test_evaluation_writes_its_report_and_measures_nothing_twice(library, regres
     assert report["prompt_following"]["prompts"] == 6
     assert report["prompt_following"]["renderer"]["mean"] > 0.9
     assert set(report["prompt_following"]["attributes"]) >= {"pose", "expression"}
+    assert set(report["styles"]) == {"sepia", "pencil sketch"}
+    for rows in report["styles"].values():
+        assert (
+            rows["true_renders"]["attributes"]["style"] > 0.9
+            and "background" not in rows["base_model"]["attributes"]
+        )
+        assert (
+            rows["true_renders"]["identity_similarity"]["mean"]
+            > rows["base_model"]["identity_similarity"]["mean"]
+        )
+    assert (tmp_path / "docs" / "images" / "styles.png").stat().st_size > 1000
     assert 0 < report["candidates"]["cosine_of_faces"]["mean"] <= 1
     assert (tmp_path / "docs" / "images" / "evaluation.png").stat().st_size > 1000
     assert "training.evaluate" in (tmp_path / "docs" / "results.md").read_text()

@@ -39,7 +39,7 @@ def base_model(tmp_path):
     torch.manual_seed(0)
     tokenizer = build_tokenizer(tmp_path / "tokenizer")
     networks = build_denoiser(SIZES), build_text_encoder(SIZES, tokenizer)
-    save_pipeline(tmp_path / "base_model", *networks, tokenizer, build_autoencoder(SIZES)[0])
+    save_pipeline(tmp_path / "base_model", *networks, tokenizer, build_autoencoder(SIZES))
     return tmp_path / "base_model"
 
 

@@ -11,10 +11,12 @@ from training.world_pipeline import (
     build_denoiser,
     build_text_encoder,
     build_tokenizer,
+    extend_tokenizer,
     save_pipeline,
     serve_older_transformers,
 )
 
+WORDS = "a photo of a person, wearing sunglasses, blond hair"
 SIZES = BaseModelConfig(channels=(32, 64), text_width=16, text_layers=1)
 
 
@@ -42,3 +44,18 @@ def test_folder_serves_older_transformers(tmp_path):
     with torch.no_grad():
         expected = text_encoder.half().float()(ids).last_hidden_state
         torch.testing.assert_close(loaded.float()(ids).last_hidden_state, expected, atol=1e-3, rtol=0)
+
+
+def test_a_tokenizer_learns_words_and_forgets_none(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.world_pipeline.vocabulary", lambda: WORDS.split(", "))
+    first = build_tokenizer(tmp_path / "first")
+    assert len(first.tokenize("sepia")) > 1
+    monkeypatch.setattr(
+        "training.world_pipeline.vocabulary", lambda: ["sepia", "pencil sketch", *WORDS.split(", ")]
+    )
+    extended = extend_tokenizer(tmp_path / "first", tmp_path / "extended")
+    assert extended.tokenize("pencil sketch, sepia") == ["pencil</w>", "sketch</w>", ",</w>", "sepia</w>"]
+    assert extended(WORDS).input_ids == first(WORDS).input_ids
+    assert max(extended.get_vocab().values()) == len(extended) - 1
+    again = extend_tokenizer(tmp_path / "first", tmp_path / "extended")  # a resumed run reads it
+    assert again.get_vocab() == extended.get_vocab()
