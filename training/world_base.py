@@ -212,7 +212,7 @@ def train_base_model(
                 for average, network in zip(averages, (denoiser, text_encoder), strict=True):
                     for slow, fast in zip(average.parameters(), network.parameters(), strict=True):
                         slow.lerp_(fast, decay)
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
             if rank == 0 and len(losses) == 100:
                 speed = (done - first) / (time.monotonic() - began)
                 metrics.write(done, loss=sum(losses) / 100, pictures_per_second=speed)
