@@ -97,6 +97,8 @@ def train_picture_decoder(
 ) -> dict[str, float]:
     """Train the decoder's network; write the autoencoder into the base model's folder.
 
+    A network of the same sizes that is there already is trained on.
+
     Args:
         out: run folder; an existing one is continued.
         base_model: trained pipeline folder, whose ``vae`` is replaced at the end.
@@ -118,6 +120,11 @@ def train_picture_decoder(
     ).to(device)
     autoencoder.encoder.load_state_dict(linear.encoder.state_dict())
     autoencoder.decoder.linear.load_state_dict(linear.decoder.linear.state_dict())
+    trained = linear.decoder.state_dict()
+    if {k: v.shape for k, v in trained.items()} == {
+        k: v.shape for k, v in autoencoder.decoder.state_dict().items()
+    }:
+        autoencoder.decoder.load_state_dict(trained)
     autoencoder.requires_grad_(False)
     decoder = autoencoder.decoder
     decoder.network.requires_grad_(True).to(memory_format=torch.channels_last)

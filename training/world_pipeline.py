@@ -62,7 +62,9 @@ class BaseModelConfig:
 
 PRESETS = {
     "cpu": BaseModelConfig(),
-    "cpu-continued": BaseModelConfig(learning_rate=8e-4, pictures=450_000, decay=0.6),  # with --init
+    "cpu-continued": BaseModelConfig(  # with --init
+        learning_rate=8e-4, pictures=450_000, decay=0.6, decoder_pictures=30_000
+    ),
     "gpu": BaseModelConfig(
         channels=(128, 256),
         batch_size=512,

@@ -64,6 +64,15 @@ def test_a_run_goes_on_where_it_stopped(base_model, tmp_path):
         train_picture_decoder(tmp_path / "run", base_model, wide)
 
 
+def test_a_trained_decoder_is_trained_on(base_model, tmp_path):
+    first = train_picture_decoder(tmp_path / "first", base_model, SIZES)
+    little = dataclasses.replace(SIZES, decoder_pictures=32)
+    more = train_picture_decoder(tmp_path / "second", base_model, little)
+    assert (
+        more["psnr_db"] > (first["psnr_db"] + first["linear_psnr_db"]) / 2
+    )  # two steps from nothing: linear
+
+
 def test_loss_counts_edges():
     pictures = torch.zeros(1, 3, 8, 8)
     flat = decoder_loss(pictures + 0.1, pictures)
