@@ -45,8 +45,12 @@ PROMPT_PHRASES = (
     ("angry", "lit from the left", "red background", "green shirt"),
     ("smiling", "facing right", "wearing a hat", "green background", "purple shirt"),
     ("sad", "golden light", "gray background", "blue shirt"),
+    ("smiling", "white background", "sepia"),
+    ("surprised", "white background", "pencil sketch"),
 )
-"""What the prompts ask for, over a neutral scene. None of them says what the person looks like."""
+"""What the prompts ask for, over a neutral scene. None of them says what the person looks like.
+
+Prompts for a style are shown and not measured: the judge knows faces from colour photos."""
 
 UNREMARKABLE = ("soft light", "facing forward")
 """Phrases that the headings of the picture leave out."""
@@ -158,14 +162,18 @@ def run_demo(
             with apply_lora(base.denoiser, lora, strength):
                 personalised.append(draw(base, scenes, seed))  # (R*K, 3, H, W)
     with watch.stage("judge"):
-        judge, measured = Judge.load(), cat_scenes([scenes] * PICTURES_PER_PROMPT)  # R*K scenes
+        judge, drawn = Judge.load(), cat_scenes([scenes] * PICTURES_PER_PROMPT)  # R*K scenes
+        in_colour = drawn.style == 0  # (R*K,)
+        measured = drawn[in_colour]  # n scenes
         people = []
         for index, pictures in enumerate(personalised):
             own = traits[index : index + 1]  # (1, traits)
-            truth = (
-                render(own.expand(len(measured), -1), measured, PHOTO_PX).pictures * 2 - 1
-            )  # (R*K, 3, H, W)
-            rows = {"base_model": plain, "personalised": pictures, "true_renders": truth}
+            truth = render(own.expand(len(measured), -1), measured, PHOTO_PX).pictures * 2 - 1  # (n, 3, H, W)
+            rows = {
+                "base_model": plain[in_colour],
+                "personalised": pictures[in_colour],
+                "true_renders": truth,
+            }
             people.append(PersonReport(person + index, *judge_rows(judge, own, measured, rows)))
     similarity = mean_of([one.identity_similarity for one in people])
     accuracy = mean_of([one.prompt_accuracy for one in people])
@@ -207,7 +215,7 @@ def judge_rows(
         pictures = pictures.cpu()[None]  # (1, K, 3, H, W)
         similarity[name] = round(float(judge.similarity(pictures, targets).mean()), 3)
         right = torch.stack(list(judge.prompt_accuracy(pictures, scenes).values()))  # (attributes, 1, K)
-        accuracy[name] = round(float(right.nanmean()), 3)
+        accuracy[name] = round(float(right.mean()), 3)
     return similarity, accuracy
 
 
