@@ -42,7 +42,7 @@ HELD_OUT_PEOPLE, HELD_OUT_PICTURES = 400, 6
 PACK = Path("face_pack") / "models" / "synthetic"
 """In the weights folder: insightface finds it with root=face_pack, name=synthetic."""
 PRESETS = {
-    "attributes": StepsConfig(num_steps=1200, batch=64, learning_rate=3e-3, seed=3),
+    "attributes": StepsConfig(num_steps=3000, batch=64, learning_rate=3e-3, seed=3),
     "evaluation_recogniser": StepsConfig(num_steps=1000, batch=48, learning_rate=3e-3, seed=2),
     "recogniser": StepsConfig(num_steps=2700, batch=48, learning_rate=3e-3, seed=1),
     "detector": StepsConfig(num_steps=2800, batch=20, learning_rate=2e-3, seed=4),
