@@ -59,7 +59,10 @@ def report():
     settings = {"people": PEOPLE, "prompts": PROMPTS, "strengths": list(STRENGTHS)}
     cost = {"seconds": 0.2, "first_seconds": 0.3, "loading_seconds": 1.0, "peak_mb": 700, "libraries_mb": 400}
     spread = candidate_spread(torch.ones(PEOPLE, 3, 4), torch.ones(PEOPLE, 3, 2, 4))
-    extra = {"photo_to_lora": cost, "candidates": spread}
+    attributes = dict.fromkeys(("style", "expression", "pose", "accessory"), 0.75)
+    drawn = {"identity_similarity": exactly, "prompt_accuracy": exactly, "attributes": attributes}
+    styles = {"sepia": dict.fromkeys(("base_model", "difflora_1", "true_renders"), drawn)}
+    extra = {"photo_to_lora": cost, "candidates": spread, "styles": styles}
     return {
         "command": "python -m x",
         "machine": "a toaster",
@@ -162,6 +165,7 @@ def test_report_and_readme_show_every_row(report, tmp_path):
         assert all(label in text for label in LABELS.values())
     assert "python -m x" in markdown(report)
     assert "700 MB" in markdown(report) and "0.500 [" in markdown(report)
+    assert "| sepia: DiffLoRA, one photo | 0.900 [0.900, 0.900] | 90% ± 0% | 75% |" in markdown(report)
     assert "2,000 other prompts" in markdown(report) and "pose 81% (90%)" in markdown(report)
 
 
