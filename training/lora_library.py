@@ -42,6 +42,7 @@ class LibraryConfig:
         down_people: people that learn it together, in one batch.
         down_steps: optimiser steps of that.
         pictures: pictures of each person.
+        styled: share of rendered people's pictures that are in another style than a colour photo's.
         batch: people trained at once, one shard.
         steps: optimiser steps for each batch of people.
         pictures_per_step: pictures of each person in a step.
@@ -59,6 +60,7 @@ class LibraryConfig:
     down_people: int = 16
     down_steps: int = 60
     pictures: int = 24
+    styled: float = 0.0
     batch: int = 16
     steps: int = LoraTrainingConfig.num_steps
     pictures_per_step: int = LoraTrainingConfig.pictures_per_step

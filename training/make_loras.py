@@ -354,9 +354,12 @@ def open_people(options: argparse.Namespace) -> tuple[People, int]:
     Raises:
         DiffLoRAError: a base model of real pictures, and no photos.
     """
-    pictures = library_config(options).pictures
+    making = library_config(options)
+    pictures = making.pictures
     if options.photos is None and preset(options.preset).base is None:
-        return RenderedPeople(options.split, pictures, options.seed), options.people
+        return RenderedPeople(options.split, pictures, options.seed, making.styled), options.people
+    if making.styled:
+        raise DiffLoRAError("--styled is about rendered people: put such pictures into --photos")
     if options.reference:
         raise DiffLoRAError("--reference is about the rendered people of the evaluation: leave it out")
     folders = PhotoFolders(preset(options.preset).file("photos", options.photos), pictures)

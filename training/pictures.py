@@ -4,7 +4,7 @@ Letters: B people, n pictures of each, S picture size.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from difflora.errors import PhotoError
 from difflora.photos import centre_square, load_photo
 from difflora.synthetic.people import sample_people
 from difflora.synthetic.renderer import render
-from difflora.synthetic.scenes import sample_scenes
+from difflora.synthetic.scenes import ATTRIBUTES, Scene, sample_scenes
 
 PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 CAPTION_SUFFIX = ".txt"
@@ -43,20 +43,30 @@ class RenderedPeople:
         split: "train", "validation" or "test".
         pictures_per_person: n.
         seed: of the scenes.
+        styled: share of the pictures, the last ones, that are in another style than a colour photo's, in each
+            of these in turn.
     """
 
     split: str
     pictures_per_person: int
     seed: int = 0
+    styled: float = 0.0
 
     def description(self) -> dict[str, Any]:
         """Without the split: the splits of one library share their scenes."""
-        return {"source": "rendered", "pictures_per_person": self.pictures_per_person, "seed": self.seed}
+        who = {"source": "rendered", "pictures_per_person": self.pictures_per_person, "seed": self.seed}
+        return who | ({"styled": self.styled} if self.styled else {})
+
+    def scenes(self) -> Scene:
+        """The n scenes."""
+        n = self.pictures_per_person
+        place = torch.arange(n) - (n - round(self.styled * n))  # (n,), from 0 on where there is a style
+        style = torch.where(place < 0, 0, 1 + place % (len(ATTRIBUTES["style"]) - 1))  # (n,)
+        return replace(sample_scenes(n, self.seed), style=style)
 
     def pictures(self, indices: list[int], size: int) -> tuple[Tensor, list[list[str]]]:
         """See `People`."""
-        n = self.pictures_per_person
-        scenes = sample_scenes(n, self.seed)
+        n, scenes = self.pictures_per_person, self.scenes()
         traits = torch.cat([sample_people(self.split, index, 1) for index in indices])  # (B, traits)
         everybody = scenes[torch.arange(n).repeat(len(indices))]  # B * n scenes
         pictures = render(traits.repeat_interleave(n, dim=0), everybody, size).pictures  # (B*n, 3, S, S)

@@ -238,6 +238,21 @@ def test_folders_of_photos(one_block_base, tmp_path):
         PhotoFolders(tmp_path / "photos", 3)
 
 
+def test_the_last_pictures_of_rendered_people_are_in_other_styles(tmp_path):
+    colour, styled = (RenderedPeople("train", 8, seed=3, styled=share) for share in (0.0, 0.5))
+    assert styled.scenes().style.tolist() == [0, 0, 0, 0, 1, 2, 1, 2]
+    assert "styled" not in colour.description()  # libraries of before are gone on with
+    assert styled.description()["styled"] == 0.5
+    (photos, words), (pictures, prompts) = (people.pictures([0], 32) for people in (colour, styled))
+    assert torch.equal(pictures[:, :4], photos[:, :4]) and prompts[0][:4] == words[0][:4]
+    greyness = (pictures[0].amax(dim=1) - pictures[0].amin(dim=1)).amax(dim=(1, 2))  # (8,)
+    assert greyness[[5, 7]].max() < 0.11 < greyness[:4].min()  # sketches on yellowish paper
+    assert [words.rpartition(", ")[2] for words in prompts[0][4:]] == ["sepia", "pencil sketch"] * 2
+    options = make_loras.parse(["--photos", str(tmp_path), "--styled", "0.3"])
+    with pytest.raises(DiffLoRAError, match="put such pictures into"):
+        make_loras.open_people(options)
+
+
 def test_worker_names():
     assert make_loras.parse_worker("1/2") == (1, 2)
     for wrong in ("2/2", "1", "a/b", "-1/2"):
