@@ -111,8 +111,8 @@ def sample_scenes(count: int, seed: int, jitter: float = STUDIO, styled: float =
         if name != "style"
     }
     shifts = torch.from_numpy(generator.uniform(-1.0, 1.0, (count, len(JITTER)))).float()  # (B, J)
-    style = generator.integers(1, len(ATTRIBUTES["style"]), count)
-    style = torch.from_numpy(np.where(generator.random(count) < styled, style, 0))  # (B,)
+    others = generator.integers(1, len(ATTRIBUTES["style"]), count)
+    style = torch.from_numpy(np.where(generator.random(count) < styled, others, 0))  # (B,)
     return Scene(**classes, style=style, jitter=jitter * shifts)
 
 
