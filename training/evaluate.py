@@ -234,7 +234,10 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
     summary = summarise(chosen, strengths, seconds, follows)
     shown = [first_photos(features, 1) for features in panel.features]
     say("people in other styles")
-    loras = LoraBatch(model.layout, model.shared_down, flat["difflora_1"], strengths["difflora_1"])
+    loras = {
+        name: LoraBatch(model.layout, model.shared_down, flat[name], strengths[name])
+        for name in ("difflora_1", "trained_lora")
+    }
     drawing = (options.picture_steps, options.picture_guidance, options.seed)
     summary["styles"], styles_sheet = measure_styles(base, judge, panel, loras, *drawing)
     summary["candidates"] = spread_of_candidates(model, shown, made.ranking, judge)

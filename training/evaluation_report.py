@@ -110,8 +110,9 @@ At the same strengths; in brackets the 95 % bootstrap interval over people.
   was trained on real pictures.)
 {costs}
 ## Other styles
-All photos and all LoRAs are in colour; here the prompts ask for another style as well. {styles_count} of the
-test people, same prompts, one photo, same strength; the recogniser that judges has seen colour photos only.
+All photos are in colour, and so is all that the trained LoRA has seen; here the prompts ask for another
+style as well. {styles_count} of the test people, same prompts, same strengths. The recogniser that judges has
+seen colour photos only, so that a true person in such a style is no upper bound of the similarity.
 
 {styles}
 

@@ -5,6 +5,7 @@ Letters: B people, K prompts, C, h, w latents.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from training.evaluation_scores import with_error
 
 MOST_PEOPLE = 32
 SHEET_PEOPLE = 6
+HEADINGS = {"difflora_1": "DiffLoRA", "trained_lora": "trained LoRA", "true_renders": "the true person"}
 STYLES = tuple(phrase for phrase in ATTRIBUTES["style"] if phrase)
 
 
@@ -36,7 +38,7 @@ def measure_styles(
     base: BaseModel,
     judge: Judge,
     panel: Panel,
-    loras: LoraBatch,
+    loras: Mapping[str, LoraBatch],
     num_steps: int,
     guidance_scale: float,
     seed: int,
@@ -47,7 +49,7 @@ def measure_styles(
         base: draws.
         judge: its recogniser has seen colour photos only; the true people in that style are the ceiling.
         panel: people, of whom the first `MOST_PEOPLE` are drawn, and K scenes.
-        loras: of at least these people.
+        loras: row -> LoRAs of at least these people.
         num_steps: of the base model's sampler.
         guidance_scale: of the base model's sampler.
         seed: of the noise, the same for all rows and styles.
@@ -57,7 +59,8 @@ def measure_styles(
         "attributes": attribute -> accuracy; and a sheet of pictures.
     """
     count = min(MOST_PEOPLE, len(panel.traits))
-    traits, few = panel.traits[:count], replace(loras, flat=loras.flat[:count])
+    traits = panel.traits[:count]
+    few = {"base_model": None, **{name: replace(of, flat=of.flat[:count]) for name, of in loras.items()}}
     shape = (count, len(panel.scenes), *base.latent_shape)
     noise = draw_noise(shape, torch.Generator().manual_seed(seed), base.device)  # (B, K, C, h, w)
     targets = judge.targets(traits)  # (B, E)
@@ -68,14 +71,16 @@ def measure_styles(
         embeds = base.encode_prompts(scenes.prompts())  # (K, L, W)
         true = [render(person.expand(len(scenes), -1), scenes, PHOTO_PX).pictures for person in traits]
         rows = {
-            "base_model": draw_people(base, embeds, noise, num_steps, None, guidance_scale),
-            "difflora_1": draw_people(base, embeds, noise, num_steps, few, guidance_scale),
+            **{
+                name: draw_people(base, embeds, noise, num_steps, of, guidance_scale)
+                for name, of in few.items()
+            },
             "true_renders": torch.stack(true) * 2 - 1,
         }  # (B, K, 3, H, W) each
         report[style] = {name: judged(judge, pictures, targets, scenes) for name, pictures in rows.items()}
-        for name in ("difflora_1", "true_renders"):
+        for name in (*loras, "true_renders"):
             shown.append(torch.stack([own[i % len(own)] for i, own in enumerate(rows[name][:SHEET_PEOPLE])]))
-    columns = [["photo"], *([name, of] for name in STYLES for of in ("DiffLoRA", "the true person"))]
+    columns = [["photo"], *([style, HEADINGS[name]] for style in STYLES for name in (*loras, "true_renders"))]
     sheet = []
     for i in range(min(SHEET_PEOPLE, count)):
         label, *details = panel.scenes.phrases()[i % len(panel.scenes)]

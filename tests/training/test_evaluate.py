@@ -93,6 +93,7 @@ def test_evaluation_writes_its_report_and_measures_nothing_twice(library, regres
     assert set(report["prompt_following"]["attributes"]) >= {"pose", "expression"}
     assert set(report["styles"]) == {"sepia", "pencil sketch"}
     for rows in report["styles"].values():
+        assert set(rows) == {"base_model", "difflora_1", "trained_lora", "true_renders"}
         assert (
             rows["true_renders"]["attributes"]["style"] > 0.9
             and "background" not in rows["base_model"]["attributes"]
