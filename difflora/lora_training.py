@@ -254,26 +254,34 @@ def common_batches(
     generator: torch.Generator,
 ) -> Iterator[Batch]:
     """Endless batches, with the same pictures, times and noise for all identities."""
-    identities, num_pictures = image_latents.shape[:2]
-    count = config.pictures_per_step
-    device, num_times = image_latents.device, len(base.alphas_cumprod)
-    prompts = prompt_embeds.expand(identities, *prompt_embeds.shape[-3:])  # (B, n, T, W)
+    num_pictures, count = image_latents.shape[1], config.pictures_per_step
     queue = torch.empty(0, dtype=torch.long)
     while True:
         while len(queue) < count:  # every picture once before any picture twice
             queue = torch.cat([queue, torch.randperm(num_pictures, generator=generator)])
-        chosen, queue = queue[:count].to(device), queue[count:]  # (K,)
-        # One time in each of K equal strata: less variance than K independent times.
-        uniform = (torch.arange(count) + torch.rand(count, generator=generator)) / count  # (K,) in [0, 1)
-        timesteps = (uniform * num_times).long().clamp(max=num_times - 1).to(device)  # (K,)
-        noise = torch.randn(count, *image_latents.shape[2:], generator=generator).to(device)  # (K, C, h, w)
-        yield Batch(
-            image_latents[:, chosen].flatten(0, 1),  # (B*K, C, h, w)
-            prompts[:, chosen].flatten(0, 1),  # (B*K, T, W)
-            noise.repeat(identities, 1, 1, 1),  # (B*K, C, h, w)
-            timesteps.repeat(identities),  # (B*K,)
-            chosen,
-        )
+        chosen, queue = queue[:count], queue[count:]  # (K,)
+        yield draw_batch(base, image_latents, prompt_embeds, chosen, generator)
+
+
+def draw_batch(
+    base: BaseModel, image_latents: Tensor, prompt_embeds: Tensor, chosen: Tensor, generator: torch.Generator
+) -> Batch:
+    """Times and noise for the chosen (K,) pictures, the same for everybody; letters as in `train_loras`."""
+    identities, count = len(image_latents), len(chosen)
+    device, num_times = image_latents.device, len(base.alphas_cumprod)
+    prompts = prompt_embeds.expand(identities, *prompt_embeds.shape[-3:])  # (B, n, T, W)
+    chosen = chosen.to(device)  # (K,)
+    # One time in each of K equal strata: less variance than K independent times.
+    uniform = (torch.arange(count) + torch.rand(count, generator=generator)) / count  # (K,) in [0, 1)
+    timesteps = (uniform * num_times).long().clamp(max=num_times - 1).to(device)  # (K,)
+    noise = torch.randn(count, *image_latents.shape[2:], generator=generator).to(device)  # (K, C, h, w)
+    return Batch(
+        image_latents[:, chosen].flatten(0, 1),  # (B*K, C, h, w)
+        prompts[:, chosen].flatten(0, 1),  # (B*K, T, W)
+        noise.repeat(identities, 1, 1, 1),  # (B*K, C, h, w)
+        timesteps.repeat(identities),  # (B*K,)
+        chosen,
+    )
 
 
 def initial_weights(layout: LoraLayout, shared_down: SharedDown) -> Tensor:

@@ -150,3 +150,30 @@ class RegressorTrainingConfig:
     validate_every: int = 150
     precision: str = "float32"
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class MeanTrainingConfig:
+    """How the mean LoRA of a checkpoint is trained.
+
+    Args:
+        num_steps: optimiser steps.
+        people: how many people it is trained on, `group` of them in a step.
+        group: people who share their scenes, and a step.
+        pictures: pictures of each person.
+        styled: share of rendered people's pictures that are in another style than a colour photo's.
+        pictures_per_step: pictures of each person in a step.
+        learning_rate: peak rate of Adam.
+        identity_weight: of the face's likeness, see `training.identity_loss`; 0 for none.
+        seed: of scenes and of every step's chance.
+    """
+
+    num_steps: int = 600
+    people: int = 128
+    group: int = 8
+    pictures: int = 32
+    styled: float = 0.5
+    pictures_per_step: int = 4
+    learning_rate: float = 0.005
+    identity_weight: float = 0.3
+    seed: int = 0

@@ -107,10 +107,10 @@ def run_steps(
             nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
             optimiser.step()
             bar.update()
-            if (number + 1) % 10 == 0:
+            last = number + 1 == config.num_steps
+            if last or (number + 1) % 10 == 0:
                 metrics.write(number + 1, loss=loss.item(), rate=rate)
                 bar.set_postfix(loss=f"{loss.item():.4f}")
-            last = number + 1 == config.num_steps
             if last or interrupted() or (number + 1) % save_every == 0:
                 state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": number + 1}
                 save_state(path, state)

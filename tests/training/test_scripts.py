@@ -14,6 +14,7 @@ SCRIPTS = (
     "train_lae",
     "train_dit",
     "train_regressor",
+    "train_mean",
     "evaluation_cost",
     "evaluate",
     "preset_sizes",
