@@ -111,8 +111,9 @@ At the same strengths; in brackets the 95 % bootstrap interval over people.
 {costs}
 ## Other styles
 All photos are in colour, and so is all that the trained LoRA has seen (DiffLoRA has been trained on other
-people's sketches as well); here the prompts ask for another style. {styles_count} of the test people, same prompts, same strengths. The recogniser that judges has
-seen colour photos only, so that a true person in such a style is no upper bound of the similarity.
+people's sketches as well); here the prompts ask for another style. {styles_count} of the test people, same
+prompts, same strengths. The recogniser that judges has seen colour photos only, so that a true person in such
+a style is no upper bound of the similarity.
 
 {styles}
 
