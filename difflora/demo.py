@@ -46,7 +46,7 @@ PROMPT_PHRASES = (
     ("smiling", "facing right", "wearing a hat", "green background", "purple shirt"),
     ("sad", "golden light", "gray background", "blue shirt"),
     ("smiling", "white background", "sepia"),
-    ("surprised", "white background", "pencil sketch"),
+    ("smiling", "facing right", "white background", "pencil sketch"),
 )
 """What the prompts ask for, over a neutral scene. None of them says what the person looks like.
 
