@@ -220,10 +220,17 @@ def control_notes(report: Mapping[str, Any]) -> str:
         if name in report["rows"]:
             kept = interval(report["rows"][name]["kept_by_lae"])
             notes[name] = f"- *Through the LAE*, {what} keep {kept} of their gain."
+    if "lae_trained" in notes:
+        notes["lae_trained"] += (
+            "\n  They were trained from zero, while the LAE has learned LoRAs that were trained from"
+            "\n  predictions: so their latents are standardised by the mean and the deviation of the latents"
+            "\n  of the library's own people. By those of the LAE's people little of the gain is kept."
+        )
     if "lae_fitted" in notes:
         notes["lae_fitted"] += (
-            f"\n  *Fitted*: {FITTING_STEPS} gradient steps move the encoder's latent until the decoded LoRA\n"
-            "  does what the LoRA does on eight pictures that it draws itself."
+            f"\n  *Fitted*: {FITTING_STEPS} gradient steps move that latent until the decoded LoRA does what"
+            "\n  the LoRA does on eight pictures that it draws itself. More than the whole gain is possible:"
+            "\n  the luck of one training has no latent."
         )
     return "".join(f"{note}\n" for name, note in notes.items() if name in report["rows"])
 

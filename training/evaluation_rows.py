@@ -24,6 +24,7 @@ from difflora.controls import (
 )
 from difflora.errors import CheckpointError
 from difflora.features import IdentityFeatures
+from difflora.hypernetwork import MIN_LATENT_STD
 from difflora.model import DiffLoRA
 from difflora.photos import as_arrays
 from difflora.refinement import RefinementConfig, refine_latents
@@ -160,11 +161,25 @@ def all_rows(
     def through_lae(flat: Tensor) -> Tensor:
         return networks.decode_latents(networks.encode_loras(flat))
 
+    def encoded(flat: Tensor) -> Tensor:
+        """Latents of LoRAs trained as the library's, standardised by the library's statistics."""
+        library = networks.encode_loras(controls.loras)  # (n, T, C)
+        spread = library.std(dim=0).clamp(min=MIN_LATENT_STD)  # (T, C)
+        return (networks.encode_loras(flat) - library.mean(dim=0)) / spread  # (B, T, C)
+
     def fitted(flat: Tensor) -> Tensor:
         loras = LoraBatch(model.layout, model.shared_down, flat.to(base.device), 1.0)
-        codes = networks.encode_loras(loras.flat)  # (B, T, C)
+        codes = encoded(loras.flat)  # (B, T, C)
+        spread = torch.ones_like(codes[0])  # (T, C)
         parts = [
-            fit_codes(base, replace(loras, flat=some), networks.decode_latents, start, FITTING_STEPS)
+            fit_codes(
+                base,
+                replace(loras, flat=some),
+                networks.decode_latents,
+                start,
+                num_steps=FITTING_STEPS,
+                spread=spread,
+            )
             for some, start in zip(loras.flat.split(FITTED_AT_ONCE), codes.split(FITTED_AT_ONCE), strict=True)
         ]
         return networks.decode_latents(torch.cat(parts))
@@ -179,7 +194,7 @@ def all_rows(
         **{ridge_name(r): lambda r=r: controls.ridge(photo, r) for r in REGULARISERS},
         "mlp": lambda: controls.mlp(photo),
         **({} if regressor is None else {"regressor": lambda: regressor.generate_weights(one)}),
-        "lae_trained": lambda: through_lae(of_library),
+        "lae_trained": lambda: networks.decode_latents(encoded(of_library)),
         "lae_fitted": lambda: fitted(of_library),
         **(
             {"lae_started": lambda: through_lae(trained["trained_started"])}

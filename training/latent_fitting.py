@@ -51,6 +51,7 @@ def fit_codes(
     codes: Tensor,
     num_steps: int = NUM_STEPS,
     seed: int = 0,
+    spread: Tensor | None = None,
 ) -> Tensor:
     """Codes whose decoded LoRAs do what the original LoRAs do.
 
@@ -61,13 +62,15 @@ def fit_codes(
         codes: (B, ...) to start from: what the encoder says.
         num_steps: gradient steps.
         seed: of pictures, times and noise.
+        spread: (...) how much people's codes differ, the unit of the steps; by default these people's.
 
     Returns:
         (B, ...)
     """
     people, count, num_times = len(codes), NOISES, len(base.alphas_cumprod)
     drawn, embeds = draw_latents(base, loras, seed)  # (B, K, C, h, w), (K, T, W)
-    spread = codes.std(dim=0).clamp(min=1e-6)  # (...) units of the steps
+    if spread is None:
+        spread = codes.std(dim=0).clamp(min=1e-6)  # (...)
     moved = torch.zeros_like(codes).requires_grad_()
     optimiser = torch.optim.Adam([moved])
     generator = torch.Generator().manual_seed(seed)

@@ -45,3 +45,12 @@ def test_everybody_is_fitted_as_if_alone(drawing_base, generator):
     swapped = LoraBatch(layout, down, loras.flat.flip(0), 1.0)
     again = fit_codes(drawing_base, swapped, lambda given: given @ basis, start.flip(0), num_steps=3)
     assert torch.allclose(together, again.flip(0), atol=1e-4)
+
+
+def test_steps_are_as_long_as_people_differ(drawing_base, generator):
+    layout = LoraLayout.from_model(drawing_base.denoiser, rank=2)
+    basis = torch.randn(3, layout.num_parameters, generator=generator)
+    loras = LoraBatch(layout, init_shared_down(layout), torch.randn(2, 3, generator=generator) @ basis, 1.0)
+    start, spread = torch.zeros(2, 3), torch.tensor([1.0, 0.1, 0.0])
+    fitted = fit_codes(drawing_base, loras, lambda given: given @ basis, start, num_steps=1, spread=spread)
+    torch.testing.assert_close(fitted.abs(), 0.2 * spread.expand(2, 3))  # one step of Adam
