@@ -6,6 +6,7 @@ photo's features, Q principal components, P parameters of one LoRA.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,6 @@ from difflora.controls import (
 )
 from difflora.errors import CheckpointError
 from difflora.features import IdentityFeatures
-from difflora.hypernetwork import MIN_LATENT_STD
 from difflora.model import DiffLoRA
 from difflora.photos import as_arrays
 from difflora.refinement import RefinementConfig, refine_latents
@@ -156,20 +156,16 @@ def all_rows(
     one = [first_photos(features, 1) for features in panel.features]
     photo = torch.cat([torch.cat([f.face_embedding, f.image_features], dim=1) for f in one])  # (B, C)
     networks, of_library = model.checkpoint.networks, trained.get("trained_library", trained["trained_lora"])
+    of_its_own = copy.deepcopy(networks)  # for LoRAs trained as the library's: standardised by the library
+    of_its_own.fit_latents(controls.loras)
     ranked: list[Ranking] = []
 
     def through_lae(flat: Tensor) -> Tensor:
         return networks.decode_latents(networks.encode_loras(flat))
 
-    def encoded(flat: Tensor) -> Tensor:
-        """Latents of LoRAs trained as the library's, standardised by the library's statistics."""
-        library = networks.encode_loras(controls.loras)  # (n, T, C)
-        spread = library.std(dim=0).clamp(min=MIN_LATENT_STD)  # (T, C)
-        return (networks.encode_loras(flat) - library.mean(dim=0)) / spread  # (B, T, C)
-
     def fitted(flat: Tensor) -> Tensor:
         loras = LoraBatch(model.layout, model.shared_down, flat.to(base.device), 1.0)
-        codes = encoded(loras.flat)  # (B, T, C)
+        codes = of_its_own.encode_loras(loras.flat)  # (B, T, C)
         spread = torch.ones_like(codes[0])  # (T, C)
         parts = [
             fit_codes(
@@ -194,7 +190,7 @@ def all_rows(
         **{ridge_name(r): lambda r=r: controls.ridge(photo, r) for r in REGULARISERS},
         "mlp": lambda: controls.mlp(photo),
         **({} if regressor is None else {"regressor": lambda: regressor.generate_weights(one)}),
-        "lae_trained": lambda: networks.decode_latents(encoded(of_library)),
+        "lae_trained": lambda: networks.decode_latents(of_its_own.encode_loras(of_library)),
         "lae_fitted": lambda: fitted(of_library),
         **(
             {"lae_started": lambda: through_lae(trained["trained_started"])}
