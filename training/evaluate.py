@@ -72,6 +72,7 @@ from training.evaluation_rows import (
 )
 from training.evaluation_scores import Measurement, choose_strength, curve_values, summarise
 from training.evaluation_styles import measure_styles
+from training.library_latents import Translation
 from training.lora_library import REFERENCE_SUFFIX, library_option, load_library
 from training.prompt_following import measure_prompt_following
 
@@ -193,9 +194,10 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
     encoders = digest_of(*faces) + model.encoders.image_fingerprint
     features, valid = cached_library_features(model, library.people.tolist(), options.run, encoders)
     controls = Controls(library, features, valid, model.checkpoint.networks.config.mif.face_width)
+    translation = Translation.fit(model, library.flat, features, valid)
 
     panel, _ = open_panel(model, "validation", options.validation_people, options.prompts)
-    made = all_rows(model, base, controls, panel, trained["validation"], options.seed, regressor)
+    made = all_rows(model, base, controls, panel, trained["validation"], options.seed, translation, regressor)
     rows: dict[str, Tensor | None] = {BASE_ROW: None, **made.flat}
     everywhere = dict.fromkeys(rows, options.strengths)
     curves = measure_split("validation", rows, everywhere, options, fingerprints["validation"])
@@ -205,7 +207,7 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
     say(f"chosen on validation people: regulariser {regulariser:g}, strengths {strengths}")
 
     panel, encoding_seconds = open_panel(model, "test", options.people, options.prompts)
-    made = all_rows(model, base, controls, panel, trained["test"], options.seed, regressor)
+    made = all_rows(model, base, controls, panel, trained["test"], options.seed, translation, regressor)
     flat, seconds = made.flat, made.seconds
     flat["ridge"], seconds["ridge"] = flat[ridge_name(regulariser)], seconds[ridge_name(regulariser)]
     rows = {name: row for name, row in flat.items() if not name.startswith("ridge_")}

@@ -6,7 +6,6 @@ photo's features, Q principal components, P parameters of one LoRA.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -39,6 +38,7 @@ from training.evaluation_people import (
 )
 from training.evaluation_pictures import LoraBatch
 from training.latent_fitting import fit_codes
+from training.library_latents import Translation
 from training.lora_library import Library, check_same_loras
 from training.photo_pool import photo_features
 
@@ -139,6 +139,7 @@ def all_rows(
     panel: Panel,
     trained: dict[str, Tensor],
     seed: int,
+    translation: Translation,
     regressor: BasisRegressor | None = None,
 ) -> Rows:
     """Every method's LoRAs.
@@ -151,13 +152,12 @@ def all_rows(
         trained: row -> (B, P) LoRAs trained on them; "trained_lora" is one of the rows, "trained_started"
             may be.
         seed: of DiffLoRA's sampler.
+        translation: encodes LoRAs trained as the library's.
         regressor: trained end to end; None leaves the row out.
     """
     one = [first_photos(features, 1) for features in panel.features]
     photo = torch.cat([torch.cat([f.face_embedding, f.image_features], dim=1) for f in one])  # (B, C)
     networks, of_library = model.checkpoint.networks, trained.get("trained_library", trained["trained_lora"])
-    of_its_own = copy.deepcopy(networks)  # for LoRAs trained as the library's: standardised by the library
-    of_its_own.fit_latents(controls.loras)
     ranked: list[Ranking] = []
 
     def through_lae(flat: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ def all_rows(
 
     def fitted(flat: Tensor) -> Tensor:
         loras = LoraBatch(model.layout, model.shared_down, flat.to(base.device), 1.0)
-        codes = of_its_own.encode_loras(loras.flat)  # (B, T, C)
+        codes = translation.encode(loras.flat)  # (B, T, C)
         spread = torch.ones_like(codes[0])  # (T, C)
         parts = [
             fit_codes(
@@ -190,7 +190,7 @@ def all_rows(
         **{ridge_name(r): lambda r=r: controls.ridge(photo, r) for r in REGULARISERS},
         "mlp": lambda: controls.mlp(photo),
         **({} if regressor is None else {"regressor": lambda: regressor.generate_weights(one)}),
-        "lae_trained": lambda: networks.decode_latents(of_its_own.encode_loras(of_library)),
+        "lae_trained": lambda: networks.decode_latents(translation.encode(of_library)),
         "lae_fitted": lambda: fitted(of_library),
         **(
             {"lae_started": lambda: through_lae(trained["trained_started"])}
