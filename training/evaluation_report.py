@@ -223,14 +223,14 @@ def control_notes(report: Mapping[str, Any]) -> str:
     if "lae_trained" in notes:
         notes["lae_trained"] += (
             "\n  They were trained from zero, while the LAE has learned LoRAs that were trained from"
-            "\n  predictions: so their latents are standardised by the mean and the deviation of the latents"
-            "\n  of the library's own people. By those of the LAE's people little of the gain is kept."
+            "\n  predictions: so their latents are translated, by a linear map that the library's own people"
+            "\n  have taught, from their LoRAs' latents to those that DiffLoRA predicts for them. The luck of"
+            "\n  one training is lost on the way, so that more than the whole gain is possible."
         )
     if "lae_fitted" in notes:
         notes["lae_fitted"] += (
             f"\n  *Fitted*: {FITTING_STEPS} gradient steps move that latent until the decoded LoRA does what"
-            "\n  the LoRA does on eight pictures that it draws itself. More than the whole gain is possible:"
-            "\n  the luck of one training has no latent."
+            "\n  the LoRA does on eight pictures that it draws itself."
         )
     return "".join(f"{note}\n" for name, note in notes.items() if name in report["rows"])
 
