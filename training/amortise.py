@@ -6,7 +6,8 @@ then learn from those predictions as well: the linear start, from which the imag
 With `--regressor` the end-to-end regressor predicts instead, which already knows the image loss. With
 `--checkpoint` DiffLoRA itself predicts, and is corrected by what training from its predictions adds to them
 (`make_loras --start`): most of that is the luck of the pictures again, and the rest is common to all people
-or goes with what the prediction says already.
+or goes with what the prediction says already. With `--correction` as well it is corrected as
+`training.train_correction` has learned to, and nobody's trained LoRA is needed.
 
 Letters: n LoRAs of the small library, M people with photos, F photos of each, C feature width,
 P parameters of one LoRA.
@@ -16,6 +17,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 if not __package__:  # run as a file: the repository root takes the place of this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -28,10 +30,12 @@ from difflora.base_model import BaseModel
 from difflora.checkpoint import Checkpoint, Recommended, load_checkpoint
 from difflora.controls import RidgeRegression
 from difflora.files import save_safetensors
+from difflora.hypernetwork import LoraHypernetwork
 from difflora.normalisation import LoraNormalisation
 from difflora.synthetic import world
 from training.basis_regressor import open_regressor
 from training.common import digest_of, open_run, read_config, say
+from training.correction import Correction
 from training.lora_library import SHARED_DOWN_NAME, Library, library_option, load_library
 from training.photo_pool import PhotoPool, ScatteredPeople, build_pool
 from training.presets import preset
@@ -108,26 +112,70 @@ def predict_by_checkpoint(
         pool: photos of everybody.
     """
     networks = checkpoint.networks
-
-    @torch.no_grad()
-    def latents_of(rows: Tensor) -> Tensor:
-        photos = torch.arange(pool.valid.shape[1]).expand(len(rows), -1)  # (n, F)
-        condition = networks.condition(*pool.references(rows, photos, pool.valid[rows]))
-        start = torch.zeros(len(rows), *networks.latent_mean.shape)  # (n, T, C)
-        return networks.sample(condition, start, Recommended.num_steps, noise_scale=0.0)  # (n, T, C)
-
+    known = latents_of(networks, pool, library.people)  # (n, T, C)
     with torch.no_grad():
-        known = latents_of(library.people)  # (n, T, C)
         lacking = library.flat - networks.decode_latents(known)  # (n, P)
     correction, regulariser, score = fit(known.flatten(1), lacking, max(1, len(known) // 10))
     say(f"correction: regulariser {regulariser:g}, held-out R2 {score:.3f}")
+    return predict_corrected(checkpoint, pool, correction.predict)
 
+
+def predict_corrected(
+    checkpoint: Checkpoint, pool: PhotoPool, correction: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
+    """The same with what a correction adds: standardised latents (n, T C) -> (n, P)."""
+    networks = checkpoint.networks
+
+    @torch.no_grad()
     def predict(rows: Tensor) -> Tensor:
-        latents = latents_of(rows)  # (n, T, C)
-        with torch.no_grad():
-            return networks.decode_latents(latents) + correction.predict(latents.flatten(1))  # (n, P)
+        latents = latents_of(networks, pool, rows)  # (n, T, C)
+        return networks.decode_latents(latents) + correction(latents.flatten(1))  # (n, P)
 
     return predict
+
+
+@torch.no_grad()
+def latents_of(networks: LoraHypernetwork, pool: PhotoPool, rows: Tensor) -> Tensor:
+    """What DiffLoRA expects from all photos of people (n,): (n, T, C)."""
+    photos = torch.arange(pool.valid.shape[1]).expand(len(rows), -1)  # (n, F)
+    condition = networks.condition(*pool.references(rows, photos, pool.valid[rows]))
+    start = torch.zeros(len(rows), *networks.latent_mean.shape)  # (n, T, C)
+    return networks.sample(condition, start, Recommended.num_steps, noise_scale=0.0)  # (n, T, C)
+
+
+Source = tuple[Library, dict[str, Any], Callable[[Tensor], Tensor], dict[str, Any]]
+"""Trained LoRAs, the settings they were made with, what predicts further ones, and a description of that."""
+
+
+def from_library(options: argparse.Namespace, base: BaseModel, pool: PhotoPool) -> Source:
+    """Trained LoRAs, and predictions that learn from them."""
+    library = load_library(options.loras)
+    if options.regressor is not None:
+        predict = predict_by_regressor(options.regressor, library, base.fingerprint, pool)
+        how = {"regressor": options.regressor.parent.name}
+    elif options.checkpoint is not None:
+        checkpoint = load_checkpoint(options.checkpoint, layout=library.layout)
+        predict = predict_by_checkpoint(checkpoint, library, pool)
+        how = {"checkpoint": digest_of(options.checkpoint)}
+    else:
+        predict = predict_by_ridge(library, pool, options.gain)
+        how = {"gain": options.gain}
+    return library, read_config(options.loras), predict, how
+
+
+def corrected(options: argparse.Namespace, base: BaseModel, pool: PhotoPool) -> Source:
+    """Nobody's LoRA, and the corrected predictions of a checkpoint."""
+    checkpoint, digest = load_checkpoint(options.checkpoint), digest_of(options.checkpoint)
+    layout = checkpoint.layout
+    nothing = torch.zeros(0, layout.num_parameters)  # (0, P)
+    library = Library(layout, checkpoint.shared_down, nothing, torch.zeros(0, dtype=torch.long))
+    predict = predict_corrected(checkpoint, pool, Correction.load(options.correction, digest))
+    settings = {
+        "base_model": base.name,
+        "base_model_fingerprint": base.fingerprint,
+        "layout": layout.to_json(),
+    }
+    return library, settings, predict, {"checkpoint": digest, "correction": digest_of(options.correction)}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -146,31 +194,26 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--regressor", type=Path, help="by train_regressor, predicts instead of ridge")
     parser.add_argument("--checkpoint", type=Path, help="DiffLoRA that the library's training started from")
+    parser.add_argument(
+        "--correction", type=Path, help="of that checkpoint, by train_correction: no --library is read"
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     options = parser.parse_args(arguments)
     if options.regressor and options.checkpoint:
         parser.error("--regressor and --checkpoint both predict: give one of them")
-    library = load_library(options.loras)
+    if options.correction and not options.checkpoint:
+        parser.error("--correction corrects a checkpoint: give that as --checkpoint")
     base = BaseModel.load(options.base)
     encoders = preset("synthetic").encoders(options.face_pack, options.image_encoder, options.device)
     people = ScatteredPeople("train", dit.photos_per_person, dit.seed)
     pool = build_pool(options.cache / "train", people, options.people, base, *encoders)
 
-    how = {"people": options.people}
-    if options.regressor is not None:
-        predict = predict_by_regressor(options.regressor, library, base.fingerprint, pool)
-        how |= {"regressor": options.regressor.parent.name}
-    elif options.checkpoint is not None:
-        checkpoint = load_checkpoint(options.checkpoint, layout=library.layout)
-        predict = predict_by_checkpoint(checkpoint, library, pool)
-        how |= {"checkpoint": digest_of(options.checkpoint)}
-    else:
-        predict = predict_by_ridge(library, pool, options.gain)
-        how |= {"gain": options.gain}
-
-    folder = open_run(options.out, read_config(options.loras) | {"amortised": how})
+    made = corrected if options.correction else from_library
+    library, settings, predict, how = made(options, base, pool)
+    settings = settings | {"amortised": {"people": options.people, **how}}
+    folder = open_run(options.out, settings)
     save_safetensors(folder / SHARED_DOWN_NAME, library.shared_down)
-    parts = [(library.flat, library.people)]
+    parts = [(library.flat, library.people)] if len(library.flat) else []
     for rows in torch.arange(options.people).split(SHARD_PEOPLE):
         parts.append((predict(rows), rows))
     for number, (flat, rows) in enumerate(parts):

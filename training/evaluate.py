@@ -10,7 +10,7 @@ gains until 240; its `lora_down` is the library's.
 
     python -m training.make_loras --split validation --people 16 --reference
     python -m training.make_loras --split test --people 128 --reference
-    START="--start difflora/synthetic/weights/difflora.safetensors --learning-rate 0.01 --identity-weight 0.2"
+    START="--start difflora/synthetic/weights/difflora.safetensors --learning-rate 0.01 --identity-weight 0.3"
     python -m training.make_loras $START --out runs/loras_started --split validation --people 16
     python -m training.make_loras $START --out runs/loras_started --split test --people 128
     mkdir runs/loras_240 && cp runs/loras/shared_down.safetensors runs/loras_240
@@ -252,7 +252,7 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
         "base_model_fingerprint": base.fingerprint, "layout": model.layout.fingerprint,
         "parameters_per_lora": model.layout.num_parameters, "difflora_steps": model.recommended.num_steps,
         "regressor": None if options.regressor is None else options.regressor.name,
-        "identity_weight_from_a_prediction": weight_of_likeness(options.started),
+        **weights_of_likeness(options.started),
         "guidance_scale": model.recommended.guidance_scale, "noise_scale": model.recommended.noise_scale,
     }  # fmt: skip
     report = {
@@ -269,9 +269,11 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
     write_report(report, options.out, options.readme)
 
 
-def weight_of_likeness(started: Path | None) -> float:
-    """Identity weight of the LoRAs trained from predictions; 0 is the base model's own loss alone."""
-    return 0.0 if started is None else read_config(started).get("identity_weight", 0.0)
+def weights_of_likeness(started: Path | None) -> dict[str, float]:
+    """What the LoRAs trained from predictions were asked for; 0 twice is the base model's own loss alone."""
+    config = {} if started is None else read_config(started)
+    names = ("identity_weight", "portrait_weight")
+    return {f"{name}_from_a_prediction": config.get(name, 0.0) for name in names}
 
 
 def trained_rows(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from difflora.files import atomic_save
 from difflora.synthetic.detector import STRIDES, FaceDetector
-from difflora.synthetic.recognisers import CROP_PX, Recogniser
+from difflora.synthetic.recognisers import Recogniser
 
 OPSET = 13
 MIN_HALVED = 256
@@ -91,12 +91,11 @@ def _halve(model: onnx.ModelProto) -> None:
     model.graph.node.extend(nodes)
 
 
-def export_recogniser(recogniser: Recogniser, pack: Path) -> Path:
-    """Write ``recognition.onnx`` of a face pack, for any number of crops at once."""
+def export_recogniser(recogniser: Recogniser, path: Path) -> Path:
+    """Write a recogniser, e.g. ``recognition.onnx`` of a face pack, for any number of pictures at once."""
     free = {"input": {0: "batch"}, "embedding": {0: "batch"}}
-    return export_onnx(
-        recogniser, torch.zeros(1, 3, CROP_PX, CROP_PX), pack / "recognition.onnx", ["embedding"], free
-    )
+    side = recogniser.config.side
+    return export_onnx(recogniser, torch.zeros(1, 3, side, side), path, ["embedding"], free)
 
 
 def export_detector(detector: FaceDetector, pack: Path) -> Path:

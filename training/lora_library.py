@@ -51,6 +51,7 @@ class LibraryConfig:
         precision: "float32", "bfloat16" or "float16"; half precision pays only where the hardware has units.
         identity_weight: of the face's likeness in what is trained for, see `training.identity_loss`; 0 is the
             base model's own loss alone.
+        portrait_weight: the same of the whole picture's likeness, hair and all.
         checkpointing: recompute activations instead of keeping them: a third slower, much less memory.
     """
 
@@ -68,6 +69,7 @@ class LibraryConfig:
     average_from: float = LoraTrainingConfig.average_from
     precision: str = LoraTrainingConfig.precision
     identity_weight: float = 0.0
+    portrait_weight: float = 0.0
     checkpointing: bool = False
 
     def __post_init__(self) -> None:

@@ -5,7 +5,8 @@
     python -m training.make_loras --people 32 --split test --reference  # from one photo of each
     python -m training.make_loras --like CHECKPOINT --split test   # comparable with the checkpoint
     python -m training.make_loras --start CHECKPOINT --learning-rate 0.01 --out runs/loras_started
-    python -m training.make_loras --start CHECKPOINT --learning-rate 0.01 --identity-weight 0.2 --out FOLDER
+    python -m training.make_loras --start CHECKPOINT --learning-rate 0.01 --identity-weight 0.2 \
+        --portrait-weight 0.4 --out FOLDER
     python -m training.make_loras --preset sdxl --base FOLDER --photos DIR  # one folder of photos per person
 
 Letters: B people of a shard, n pictures of each, (C, h, w) image latents, (T, W) prompt embeddings.
@@ -31,7 +32,7 @@ from difflora.base_model import BaseModel
 from difflora.checkpoint import load_checkpoint
 from difflora.errors import CheckpointError, DiffLoRAError
 from difflora.faces import FaceAnalyzer
-from difflora.features import encode_photos
+from difflora.features import IdentityFeatures, encode_photos
 from difflora.files import load_safetensors, save_safetensors
 from difflora.layout import LoraLayout, SharedDown, init_shared_down
 from difflora.lora_training import (
@@ -55,7 +56,7 @@ from training.evaluation_people import (
     face_models,
     first_photos,
 )
-from training.identity_loss import IdentityLoss
+from training.identity_loss import IdentityLoss, View
 from training.lora_library import (
     REFERENCE_SUFFIX,
     SHARED_DOWN_NAME,
@@ -164,8 +165,10 @@ def check_layout(path: Path, has: LoraLayout, wanted: LoraLayout) -> None:
         )
 
 
-def predicted_loras(model: DiffLoRA, people: People, indices: Sequence[int], size: int) -> Tensor:
-    """What DiffLoRA makes of the first pictures of each person in which it finds a face: (B, P).
+def first_features(
+    model: DiffLoRA, people: People, indices: Sequence[int], size: int
+) -> list[IdentityFeatures]:
+    """Features of the first pictures of each person in which a face is found, at most `NUM_PHOTOS`.
 
     Raises:
         NoFaceError: there is none among the first ones.
@@ -173,16 +176,21 @@ def predicted_loras(model: DiffLoRA, people: People, indices: Sequence[int], siz
     pictures, _ = people.pictures(list(indices), size)  # (B, n, 3, S, S)
     shown = [as_arrays(own[: NUM_PHOTOS + SPARE_PHOTOS]) for own in pictures]
     features = [encode_photos(photos, *face_models(model), on_missing="skip") for photos in shown]
-    return model.generate_weights([first_photos(found, NUM_PHOTOS) for found in features])
+    return [first_photos(found, NUM_PHOTOS) for found in features]
 
 
-def open_likeness(options: argparse.Namespace, weight: float) -> Callable[[Tensor], Objective] | None:
+def open_likeness(
+    options: argparse.Namespace, identity_weight: float, portrait_weight: float
+) -> Callable[[Tensor], Objective] | None:
     """Function that makes the objective of a batch of people from their pictures; None without a weight."""
-    if not weight:
+    if not identity_weight and not portrait_weight:
         return None
-    analyzer = FaceAnalyzer(options.face_pack)
-    recogniser = OnnxNetwork(analyzer.recogniser_file).to(options.device)
-    return lambda pictures: IdentityLoss.of(recogniser, analyzer, pictures, weight).to(options.device)
+    analyzer, views = FaceAnalyzer(options.face_pack), []
+    if identity_weight:
+        views.append(View(OnnxNetwork(analyzer.recogniser_file), identity_weight))
+    if portrait_weight:
+        views.append(View(OnnxNetwork(options.portrait_recogniser), portrait_weight, aligned=False))
+    return lambda pictures: IdentityLoss.of(views, analyzer, pictures).to(options.device)
 
 
 def make_shards(
@@ -236,7 +244,7 @@ def make_shards(
             initial = None
             if start is not None:
                 size = max(PHOTO_PX, base.picture_px)
-                initial = predicted_loras(start, people, shard.people, size)  # (B, P)
+                initial = start.generate_weights(first_features(start, people, shard.people, size))  # (B, P)
             objective = denoising_objective if likeness is None else likeness(pictures)
             flat = train_loras(
                 base, layout, latents, prompts, config, generator, shared_down, initial, report, objective
@@ -293,6 +301,16 @@ def parse_worker(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
+def portrait_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--portrait-recogniser`; the default knows the synthetic world only."""
+    parser.add_argument(
+        "--portrait-recogniser",
+        type=Path,
+        default=world.PORTRAIT_RECOGNISER,
+        help="for --portrait-weight: an ONNX file, RGB pictures in [-1, 1] to embeddings",
+    )
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -321,6 +339,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--face-pack", type=Path, default=world.FACE_PACK, help="for --reference, --start, --identity-weight"
     )
+    portrait_option(parser)
     parser.add_argument(
         "--image-encoder", type=Path, default=world.IMAGE_ENCODER, help="of the checkpoint, for --start"
     )
@@ -379,8 +398,10 @@ def run(
     start = open_start(options, layout)
     given = given_down(options, layout, start)
     used = {name: digest_of(path) for name in ("start", "like") if (path := getattr(options, name))}
-    likeness = open_likeness(options, making.identity_weight)
-    sought = {"identity_weight": making.identity_weight} if likeness else {}
+    likeness = open_likeness(options, making.identity_weight, making.portrait_weight)
+    sought = {
+        name: weight for name in ("identity_weight", "portrait_weight") if (weight := getattr(making, name))
+    }
     folder = open_run(
         options.out,
         {

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from difflora.errors import FaceModelError
+from difflora.onnx_header import read_onnx_header
 
 Attributes = Mapping[str, Any]
 
@@ -75,13 +76,21 @@ class OnnxNetwork(nn.Module):
     Args:
         path: the ONNX file.
 
+    Attributes:
+        side: of the pictures that it was exported for; 0 if the file leaves it open.
+
     Raises:
-        FaceModelError: it has nodes or paddings that are not known here.
+        FaceModelError: it cannot be read, or has nodes or paddings that are not known here.
     """
 
     def __init__(self, path: str | Path) -> None:
         """Read the graph, constants folded by onnxruntime."""
         super().__init__()
+        try:
+            header = read_onnx_header(path)
+        except (OSError, ValueError) as error:
+            raise FaceModelError(f"{path} cannot be read as a recogniser: {error}") from error
+        self.side = header.inputs[0][-1] if header.inputs and header.inputs[0] else 0
         graph = _folded(path).graph
         self._names = {}
         for number, constant in enumerate(graph.initializer):

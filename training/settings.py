@@ -153,8 +153,8 @@ class RegressorTrainingConfig:
 
 
 @dataclass(frozen=True)
-class MeanTrainingConfig:
-    """How the mean LoRA of a checkpoint is trained.
+class CorrectionTrainingConfig:
+    """How the correction of a checkpoint is trained.
 
     Args:
         num_steps: optimiser steps.
@@ -163,17 +163,19 @@ class MeanTrainingConfig:
         pictures: pictures of each person.
         styled: share of rendered people's pictures that are in another style than a colour photo's.
         pictures_per_step: pictures of each person in a step.
-        learning_rate: peak rate of Adam.
+        learning_rate: peak rate of AdamW for what everybody lacks; the map has a tenth of it.
         identity_weight: of the face's likeness, see `training.identity_loss`; 0 for none.
+        portrait_weight: of the whole picture's likeness, hair and all.
         seed: of scenes and of every step's chance.
     """
 
-    num_steps: int = 600
-    people: int = 128
+    num_steps: int = 1000
+    people: int = 1024
     group: int = 8
-    pictures: int = 32
-    styled: float = 0.5
+    pictures: int = 16
+    styled: float = 0.25
     pictures_per_step: int = 4
-    learning_rate: float = 0.005
-    identity_weight: float = 0.3
+    learning_rate: float = 0.002
+    identity_weight: float = 0.2
+    portrait_weight: float = 0.4
     seed: int = 0

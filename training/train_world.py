@@ -1,8 +1,8 @@
 """Builds the synthetic world: ``python -m training.train_world``.
 
 Stages, each resumable at any moment: the base model (picture encoder, tokenizer, U-Net, text encoder), its
-picture decoder, the image encoder, and the face models (detector, recogniser, and the two judges that only
-evaluation uses).
+picture decoder, the image encoder, and the face models (detector, recogniser, the recogniser of whole
+pictures that only training asks, and the two judges that only evaluation uses).
 """
 
 from __future__ import annotations

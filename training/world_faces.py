@@ -1,14 +1,17 @@
 """Trains the face models of the synthetic world; called by ``python -m training.train_world``.
 
-Four stages, each resumable, ten to thirty CPU minutes: the detector and the recogniser of the face pack, and
-the two judges (evaluation recogniser, attribute classifier). Measures are on people of the validation split.
+Five stages, each resumable, ten to thirty CPU minutes: the detector and the recogniser of the face pack, the
+recogniser of whole pictures that training for likeness asks as well, and the two judges (evaluation
+recogniser, attribute classifier). Measures are on people of the validation split.
 
 Letters: B pictures, P people, K pictures of one person, E embedding width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -45,10 +48,13 @@ PRESETS = {
     "attributes": StepsConfig(num_steps=3000, batch=64, learning_rate=3e-3, seed=3),
     "evaluation_recogniser": StepsConfig(num_steps=1000, batch=48, learning_rate=3e-3, seed=2),
     "recogniser": StepsConfig(num_steps=2700, batch=48, learning_rate=3e-3, seed=1),
+    "portrait_recogniser": StepsConfig(num_steps=2400, batch=48, learning_rate=3e-3, seed=5),
     "detector": StepsConfig(num_steps=2800, batch=20, learning_rate=2e-3, seed=4),
 }
 """Stage -> how it trains. The batch counts people for the recognisers, canvases for the detector, else
 pictures."""
+AnyRecogniser = TypeVar("AnyRecogniser", bound=nn.Module)
+PORTRAIT = RecogniserConfig((24, 64, 128, 192), (2, 2, 2, 2), side=PICTURE_PX)
 ATTRIBUTE_WEIGHT = {"expression": 4.0}
 """The others are learned within a hundred steps."""
 STYLED = 0.3
@@ -166,7 +172,7 @@ def train_recogniser(
         return model.loss(crops, train.traits[index].to(device), progress)
 
     run_steps(out, model, step, config)
-    export_recogniser(model.recogniser, weights / PACK)
+    export_recogniser(model.recogniser, weights / PACK / "recognition.onnx")
 
     generator = torch.Generator().manual_seed(config.seed)
 
@@ -185,25 +191,49 @@ def train_evaluation_recogniser(
     config: StepsConfig = PRESETS["evaluation_recogniser"],
 ) -> dict[str, float]:
     """Recogniser that only judges -> ``weights/evaluation/recogniser.safetensors``. Measure: verification."""
-    train, held_out = _pools(out, PICTURE_PX)
-    torch.manual_seed(config.seed)
     shape = EvaluationRecogniserConfig()
-    model = (
-        _WithTraits(EvaluationRecogniser(shape), shape.width).to(device).to(memory_format=torch.channels_last)
+    model, measures = _train_on_whole_pictures(
+        lambda: EvaluationRecogniser(shape), shape.width, out, PICTURE_PX, device, config
     )
+    model.save(weights / "evaluation" / "recogniser.safetensors")
+    return measures
+
+
+def train_portrait_recogniser(
+    out: Path = RUNS / "portrait_recogniser",
+    device: str = "cpu",
+    weights: Path = EMBEDDED,
+    config: StepsConfig = PRESETS["portrait_recogniser"],
+) -> dict[str, float]:
+    """Recogniser that training for likeness shows whole pictures -> ``weights/portrait_recogniser.onnx``.
+
+    It shares neither architecture nor seed with the one that judges. Measure: verification.
+    """
+    model, measures = _train_on_whole_pictures(
+        lambda: Recogniser(PORTRAIT), PORTRAIT.width, out, PORTRAIT.side, device, config
+    )
+    export_recogniser(model, weights / "portrait_recogniser.onnx")
+    return measures
+
+
+def _train_on_whole_pictures(
+    build: Callable[[], AnyRecogniser], width: int, out: Path, px: int, device: str, config: StepsConfig
+) -> tuple[AnyRecogniser, dict[str, float]]:
+    """Train what `build` makes on pictures (B, 3, px, px) in [-1, 1], E = `width`; and its verification."""
+    train, held_out = _pools(out, px)
+    torch.manual_seed(config.seed)
+    recogniser = build()
+    model = _WithTraits(recogniser, width).to(device).to(memory_format=torch.channels_last)
 
     def step(generator: torch.Generator, progress: float) -> Tensor:
         index = torch.cat(train.pairs(config.batch, generator))  # (2 P,)
-        pictures = degrade(shake(train.unit(index), generator), generator) * 2 - 1  # (2 P, 3, 64, 64)
+        pictures = degrade(shake(train.unit(index), generator), generator) * 2 - 1  # (2 P, 3, px, px)
         pictures = pictures.to(device, memory_format=torch.channels_last)
         return model.loss(pictures, train.traits[index].to(device), progress)
 
     run_steps(out, model, step, config)
-    model.recogniser.save(weights / "evaluation" / "recogniser.safetensors")
-    measures = measure_recogniser(
-        lambda rows: model.recogniser((held_out.unit(rows) * 2 - 1).to(device)), held_out
-    )
-    return write_measures(out, measures)
+    measures = measure_recogniser(lambda rows: recogniser((held_out.unit(rows) * 2 - 1).to(device)), held_out)
+    return recogniser, write_measures(out, measures)
 
 
 def train_detector(
@@ -236,5 +266,6 @@ STAGES = {  # in this order: the detector's measures need the recogniser
     "attributes": train_attributes,
     "evaluation_recogniser": train_evaluation_recogniser,
     "recogniser": train_recogniser,
+    "portrait_recogniser": train_portrait_recogniser,
     "detector": train_detector,
 }

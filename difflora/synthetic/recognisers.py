@@ -1,8 +1,9 @@
-"""The two face recognisers of the synthetic world: one conditions, the other only judges.
+"""The recognisers of the synthetic world: two that condition and train, and one that only judges.
 
 ``Recogniser`` has the interface of ArcFace (Deng et al. 2019): aligned 112 x 112 crops in, 512 numbers out;
-it is exported to the ONNX pack. ``EvaluationRecogniser`` differs in architecture, seed and input (the whole
-picture), and nothing that it says ever reaches a model: what it measures cannot have been optimised for it.
+it is exported to the ONNX pack. A second one of its kind sees whole photos, hair and all, and only trains
+(`training.identity_loss`). ``EvaluationRecogniser`` differs from both in architecture and seed, and nothing
+that it says ever reaches a model: what it measures cannot have been optimised for it.
 
 Letters: B pictures, E embedding width, S side of a crop.
 """
@@ -81,7 +82,9 @@ def align(pictures: Tensor, landmarks: Tensor, size: int = CROP_PX) -> Tensor:
 
 @dataclass(frozen=True)
 class RecogniserConfig:
-    """A plain strided convolutional net. Channels of its layers, their strides, and the widths at the end.
+    """A plain strided convolutional net for pictures of one side.
+
+    Channels of its layers, their strides, the widths at the end, and that side.
 
     The prototype measured TPR .93 at FPR 1e-3 for this kind with BatchNorm, .68 for a residual net with
     GroupNorm.
@@ -91,10 +94,11 @@ class RecogniserConfig:
     strides: tuple[int, ...] = (4, 2, 2, 1, 2)
     squeeze: int = 96
     width: int = 512
+    side: int = CROP_PX
 
 
 class Recogniser(nn.Module):
-    """Aligned crops -> embeddings; the recogniser of the synthetic face pack.
+    """Aligned crops, or whole pictures of another side, -> embeddings; that of the synthetic face pack.
 
     Args:
         config: its shape.
@@ -105,7 +109,7 @@ class Recogniser(nn.Module):
         super().__init__()
         self.config = config
         layers: list[nn.Module] = []
-        before, side = 3, CROP_PX
+        before, side = 3, config.side
         for channels, stride in zip(config.channels, config.strides, strict=True):
             kernel = 7 if stride == 4 else 3  # a crop shows few true pixels: it can be shrunk at once
             layers += [
@@ -122,7 +126,7 @@ class Recogniser(nn.Module):
         """Embed.
 
         Args:
-            crops: (B, 3, 112, 112) RGB in [-1, 1].
+            crops: (B, 3, S, S) RGB in [-1, 1], S the config's side.
 
         Returns:
             (B, 512), not normalised: insightface does that.

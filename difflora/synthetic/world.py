@@ -8,6 +8,8 @@ FACE_PACK = EMBEDDED_FACE_PACKS / "synthetic"
 """A model pack for insightface's ``FaceAnalysis(name="synthetic", root=FACE_PACK.parents[1])``."""
 IMAGE_ENCODER = EMBEDDED_IMAGE_ENCODER
 """A ``CLIPVisionModelWithProjection`` folder."""
+PORTRAIT_RECOGNISER = EMBEDDED / "portrait_recogniser.onnx"
+"""Sees whole pictures; only `training.identity_loss` asks it."""
 EVALUATION_RECOGNISER = EMBEDDED / "evaluation" / "recogniser.safetensors"
 ATTRIBUTE_CLASSIFIER = EMBEDDED / "evaluation" / "attributes.safetensors"
 PICTURE_GUIDANCE = 1.5

@@ -5,6 +5,7 @@ from difflora.checkpoint import load_checkpoint
 from difflora.errors import CheckpointError
 from difflora.layout import LoraLayout, ModuleSpec, init_shared_down
 from difflora.model import EMBEDDED_CHECKPOINT
+from training import amortise
 from training.amortise import (
     REGULARISERS,
     fit,
@@ -13,7 +14,9 @@ from training.amortise import (
     predict_by_regressor,
 )
 from training.basis_regressor import BasisRegressor, BasisRegressorConfig, save_regressor
-from training.lora_library import Library
+from training.common import digest_of
+from training.correction import Correction
+from training.lora_library import Library, load_library
 from training.photo_pool import PhotoPool
 
 LAYOUT = LoraLayout((ModuleSpec("a", 4, 6),), rank=2, alpha=2.0)
@@ -90,3 +93,27 @@ def test_a_checkpoint_is_corrected_by_what_training_adds_to_its_predictions(gene
     corrected = predict_by_checkpoint(checkpoint, library, pool)(torch.arange(known, people))
     error = (corrected - predicted[known:] - missing).square().mean().sqrt()
     assert error < 0.01  # people who were never trained lack it as well, and nobody gets the luck
+
+
+def test_a_trained_correction_needs_no_library(tmp_path, generator, monkeypatch):
+    checkpoint = load_checkpoint(EMBEDDED_CHECKPOINT)
+    networks, sizes = checkpoint.networks, checkpoint.networks.config.mif
+    face = torch.nn.functional.normalize(torch.randn(5, 2, sizes.face_width, generator=generator), dim=-1)
+    image = torch.randn(5, 2, sizes.image_width, generator=generator)
+    pool = pool_of(face, image, torch.ones(5, 2, dtype=torch.bool))
+    monkeypatch.setattr(amortise, "build_pool", lambda *_: pool)
+    correction = Correction(networks.latent_mean.numel(), checkpoint.layout.num_parameters)
+    for parameter in correction.parameters():
+        torch.nn.init.normal_(parameter, std=0.01, generator=generator)
+    path = correction.save(tmp_path / "correction.safetensors", digest_of(EMBEDDED_CHECKPOINT))
+    words = ["--out", str(tmp_path / "new"), "--people", "5", "--correction", str(path)]
+    with pytest.raises(SystemExit):
+        amortise.main(words)  # of which checkpoint?
+    amortise.main([*words, "--checkpoint", str(EMBEDDED_CHECKPOINT)])
+    made = load_library(tmp_path / "new")
+    assert made.people.tolist() == list(range(5)) and made.layout == checkpoint.layout
+    assert all(torch.equal(down, made.shared_down[name]) for name, down in checkpoint.shared_down.items())
+    latents = amortise.latents_of(networks, pool, torch.arange(5))
+    with torch.no_grad():
+        expected = networks.decode_latents(latents) + correction(latents.flatten(1))
+    torch.testing.assert_close(made.flat, expected)

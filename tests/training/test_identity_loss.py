@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import cosine_similarity, interpolate
 
 from difflora.base_model import BaseModel
 from difflora.batched import batched_lora
@@ -16,8 +17,9 @@ from difflora.layout import LoraLayout, init_shared_down
 from difflora.lora_training import Batch, denoising_objective
 from difflora.photos import as_arrays
 from difflora.synthetic import world
-from training.face_export import export_onnx
-from training.identity_loss import IdentityLoss
+from difflora.synthetic.recognisers import Recogniser, RecogniserConfig
+from training.face_export import export_onnx, export_recogniser
+from training.identity_loss import IdentityLoss, View
 from training.onnx_network import OnnxNetwork
 from training.pictures import RenderedPeople
 
@@ -72,6 +74,10 @@ def test_a_network_with_unknown_nodes_is_refused(tmp_path):
     path = export_onnx(nn.Softmax(1), torch.zeros(1, 3), tmp_path / "odd.onnx", ["out"], {})
     with pytest.raises(FaceModelError, match=r"Softmax.*--identity-weight"):
         OnnxNetwork(path)
+    for damaged in (tmp_path / "missing.onnx", tmp_path / "text.onnx"):
+        with pytest.raises(FaceModelError, match=f"{damaged.name} cannot be read"):
+            OnnxNetwork(damaged)
+        (tmp_path / "text.onnx").write_text("no graph")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +85,7 @@ def scene():
     """Base model, objective of two people, and a batch of two of their three pictures at little noise."""
     base, analyzer = BaseModel.load(world.BASE_MODEL), FaceAnalyzer(world.FACE_PACK)
     pictures, prompts = RenderedPeople("validation", PICTURES).pictures([0, 1], base.picture_px)
-    objective = IdentityLoss.of(OnnxNetwork(analyzer.recogniser_file), analyzer, pictures, 0.5)
+    objective = IdentityLoss.of([View(OnnxNetwork(analyzer.recogniser_file), 0.5)], analyzer, pictures)
     chosen = torch.tensor([2, 0])
     latents = base.encode_images(pictures[:, chosen].flatten(0, 1))  # (4, C, h, w)
     embeds = base.encode_prompts([own[k] for own in prompts for k in chosen]).detach()
@@ -168,6 +174,46 @@ def test_everybody_is_compared_with_their_own_lora(scene):
 def test_pictures_without_any_face_are_refused(scene):
     _, objective, _, (analyzer, pictures) = scene
     with pytest.raises(NoFaceError, match="person 2 of this batch"):
-        IdentityLoss.of(
-            objective.recogniser, analyzer, torch.stack([pictures[0], torch.zeros_like(pictures[0])]), 0.5
+        IdentityLoss.of(objective.views, analyzer, torch.stack([pictures[0], torch.zeros_like(pictures[0])]))
+
+
+@pytest.fixture(scope="module")
+def portrait_recogniser(tmp_path_factory):
+    """Sees whole pictures of 32 px; untrained, but what it is shown it does tell apart."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Recogniser(RecogniserConfig(channels=(8, 8), strides=(4, 2), squeeze=4, side=32))
+    return OnnxNetwork(export_recogniser(network, tmp_path_factory.mktemp("portrait") / "portrait.onnx"))
+
+
+def test_whole_pictures_are_compared_at_the_side_that_their_recogniser_sees(scene, portrait_recogniser):
+    base, objective, batch, _ = scene
+    assert portrait_recogniser.side == 32
+    face = objective.views[0]
+    portrait = View(portrait_recogniser, 2.0, aligned=False)
+    guess = base.denoising(*batch[:4])[1].detach()
+    with torch.no_grad():
+        alone, both = (
+            replace(objective, views=views)(Guessing(base, guess, guess), batch)
+            for views in ([face], [face, portrait])
         )
+        small = [
+            interpolate(base.sketch(latents), (32, 32), mode="bilinear", antialias=True)
+            for latents in (guess, batch.image_latents)
+        ]
+        likeness = cosine_similarity(*(portrait_recogniser(pictures) for pictures in small))
+    torch.testing.assert_close(both - alone, 2 * (1 - likeness), atol=1e-5, rtol=1e-4)
+
+
+def test_hair_moves_the_portrait_and_not_the_face(scene, portrait_recogniser):
+    """What lies outside of the cut-out face has a gradient from whole pictures only."""
+    _, objective, _, (_, pictures) = scene
+    landmarks = objective.landmarks[:, 0]
+    shown = pictures[:, 0].clone().requires_grad_()
+
+    def reach(view):
+        (gradient,) = torch.autograd.grad(view.embed(shown, landmarks).square().sum(), [shown])
+        return (gradient.abs().sum(dim=1) > 0).float().mean()  # share of the pixels
+
+    face, portrait = objective.views[0], View(portrait_recogniser, 1.0, aligned=False)
+    assert reach(face) < 0.6 and reach(portrait) > 0.95

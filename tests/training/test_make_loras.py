@@ -17,7 +17,7 @@ from difflora.synthetic import world
 from difflora.synthetic.renderer import PHOTO_PX
 from training import make_loras
 from training.common import read_config
-from training.identity_loss import IdentityLoss
+from training.identity_loss import IdentityLoss, View
 from training.lora_library import load_library
 from training.onnx_network import OnnxNetwork
 from training.pictures import PhotoFolders, RenderedPeople
@@ -75,7 +75,7 @@ def test_reference_photos_go_beside_the_split_with_the_same_settings(one_block_b
 def test_training_starts_from_what_a_checkpoint_predicts(tmp_path):
     model, base = DiffLoRA.load(), BaseModel.load(world.BASE_MODEL)
     people = RenderedPeople("validation", 4)
-    predicted = make_loras.predicted_loras(model, people, [0, 1], PHOTO_PX)
+    predicted = model.generate_weights(make_loras.first_features(model, people, [0, 1], PHOTO_PX))
     folder, start = tmp_path / "started", ["--start", str(EMBEDDED_CHECKPOINT), "--split", "validation"]
     few = "--people 2 --pictures 4 --steps 1 --pictures-per-step 1 --learning-rate 1e-4".split()
 
@@ -112,7 +112,7 @@ def test_training_for_likeness_makes_other_loras_that_look_more_alike(tmp_path):
     analyzer = FaceAnalyzer(world.FACE_PACK)
     pictures, latents, prompts = make_loras.training_pictures(base, people, [0, 1])
     recogniser = OnnxNetwork(analyzer.recogniser_file)
-    without, both = (IdentityLoss.of(recogniser, analyzer, pictures, weight) for weight in (0.0, 1.0))
+    without, both = (IdentityLoss.of([View(recogniser, weight)], analyzer, pictures) for weight in (0.0, 1.0))
     config = LoraTrainingConfig(pictures_per_step=4)
     source = common_batches(base, latents, prompts, config, torch.Generator().manual_seed(9))
     batches = [next(source) for _ in range(6)]

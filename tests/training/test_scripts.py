@@ -14,7 +14,7 @@ SCRIPTS = (
     "train_lae",
     "train_dit",
     "train_regressor",
-    "train_mean",
+    "train_correction",
     "evaluation_cost",
     "evaluate",
     "preset_sizes",

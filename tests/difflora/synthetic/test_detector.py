@@ -47,7 +47,7 @@ def test_an_exported_detector_decodes_in_insightface(tmp_path) -> None:
         detector.landmarks[1].bias.copy_(torch.arange(10.0).div(4).repeat(ANCHORS))
     export_detector(detector, tmp_path)
     config = RecogniserConfig(channels=(8, 8), strides=(4, 4), squeeze=4)
-    export_recogniser(Recogniser(config), tmp_path)
+    export_recogniser(Recogniser(config), tmp_path / "recognition.onnx")
     analyzer = FaceAnalyzer(tmp_path, providers=["CPUExecutionProvider"])
     faces = analyzer.detect(np.zeros((64, 64, 3), np.uint8))
     first = min(faces, key=lambda face: face.box[0] + face.box[1])
