@@ -72,7 +72,7 @@ from training.evaluation_rows import (
 )
 from training.evaluation_scores import Measurement, choose_strength, curve_values, summarise
 from training.evaluation_styles import measure_styles
-from training.library_latents import Translation
+from training.latent_translation import Translation
 from training.lora_library import REFERENCE_SUFFIX, library_option, load_library
 from training.prompt_following import measure_prompt_following
 

@@ -38,7 +38,7 @@ from training.evaluation_people import (
 )
 from training.evaluation_pictures import LoraBatch
 from training.latent_fitting import fit_codes
-from training.library_latents import Translation
+from training.latent_translation import Translation
 from training.lora_library import Library, check_same_loras
 from training.photo_pool import photo_features
 

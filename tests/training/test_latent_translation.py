@@ -6,7 +6,7 @@ import torch
 from difflora.checkpoint import load_checkpoint
 from difflora.features import IdentityFeatures
 from difflora.model import EMBEDDED_CHECKPOINT, DiffLoRA
-from training.library_latents import Translation
+from training.latent_translation import Translation
 
 PEOPLE, KNOWN, PHOTOS = 260, 240, 2
 
