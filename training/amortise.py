@@ -7,7 +7,9 @@ With `--regressor` the end-to-end regressor predicts instead, which already know
 `--checkpoint` DiffLoRA itself predicts, and is corrected by what training from its predictions adds to them
 (`make_loras --start`): most of that is the luck of the pictures again, and the rest is common to all people
 or goes with what the prediction says already. With `--correction` as well it is corrected as
-`training.train_correction` has learned to, and nobody's trained LoRA is needed.
+`training.train_correction` has learned to, and nobody's trained LoRA is needed. With `--average` nothing is
+predicted: libraries of the same people, corrected in several ways, become their mean, as half of what one
+correction adds to a LoRA is its own luck.
 
 Letters: n LoRAs of the small library, M people with photos, F photos of each, C feature width,
 P parameters of one LoRA.
@@ -16,6 +18,7 @@ P parameters of one LoRA.
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from difflora.autoencoder import explained_variance
 from difflora.base_model import BaseModel
 from difflora.checkpoint import Checkpoint, Recommended, load_checkpoint
 from difflora.controls import RidgeRegression
+from difflora.errors import CheckpointError
 from difflora.files import save_safetensors
 from difflora.hypernetwork import LoraHypernetwork
 from difflora.normalisation import LoraNormalisation
@@ -42,6 +46,8 @@ from training.presets import preset
 
 REGULARISERS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 SHARD_PEOPLE = 64
+BASE_SETTINGS = ("base_model", "base_model_fingerprint", "layout")
+"""What must be the same of libraries that are averaged."""
 
 
 def person_features(pool: PhotoPool, spread: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -178,6 +184,42 @@ def corrected(options: argparse.Namespace, base: BaseModel, pool: PhotoPool) -> 
     return library, settings, predict, {"checkpoint": digest, "correction": digest_of(options.correction)}
 
 
+def predictions_of(folder: Path, count: int) -> Library:
+    """What a library by this script predicts for the first people; trained LoRAs, before them, are left out.
+
+    Raises:
+        CheckpointError: it was made by another script, or for fewer people.
+    """
+    library, made = load_library(folder), read_config(folder).get("amortised", {}).get("people", 0)
+    if made < count:
+        raise CheckpointError(
+            f"{folder} has predictions for {made} people: give a library that amortise has made for {count}"
+        )
+    first = len(library.flat) - made
+    rows = slice(first, first + count)
+    return replace(library, flat=library.flat[rows], people=library.people[rows])
+
+
+def averaged(options: argparse.Namespace) -> Source:
+    """Nobody's LoRA, and the mean of what several libraries by this script predict for the same people.
+
+    Raises:
+        CheckpointError: one is not by this script, or they do not fit each other.
+    """
+    folders: list[Path] = options.average
+    libraries = [predictions_of(folder, options.people) for folder in folders]
+    configs = [{key: read_config(folder)[key] for key in BASE_SETTINGS} for folder in folders]
+    first = libraries[0]
+    for folder, library, config in zip(folders, libraries, configs, strict=True):
+        downs = [library.shared_down[name].equal(down) for name, down in first.shared_down.items()]
+        if config != configs[0] or not all(downs):
+            raise CheckpointError(f"{folder} is for another base model or lora_down than {folders[0]}")
+    mean = torch.stack([library.flat for library in libraries]).mean(dim=0)  # (people, P)
+    nobody = replace(first, flat=first.flat[:0], people=first.people[:0])
+    how = {"average": [digest_of(folder / "config.json") for folder in folders]}
+    return nobody, configs[0], lambda rows: mean[rows], how
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Read the library, predict everybody's LoRA, write both as a new library."""
     dit = preset("synthetic").dit
@@ -197,19 +239,29 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--correction", type=Path, help="of that checkpoint, by train_correction: no --library is read"
     )
+    parser.add_argument(
+        "--average",
+        type=Path,
+        nargs="+",
+        help="libraries by this script, to write their mean",
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     options = parser.parse_args(arguments)
     if options.regressor and options.checkpoint:
         parser.error("--regressor and --checkpoint both predict: give one of them")
     if options.correction and not options.checkpoint:
         parser.error("--correction corrects a checkpoint: give that as --checkpoint")
-    base = BaseModel.load(options.base)
-    encoders = preset("synthetic").encoders(options.face_pack, options.image_encoder, options.device)
-    people = ScatteredPeople("train", dit.photos_per_person, dit.seed)
-    pool = build_pool(options.cache / "train", people, options.people, base, *encoders)
-
-    made = corrected if options.correction else from_library
-    library, settings, predict, how = made(options, base, pool)
+    if options.average and (options.checkpoint or options.regressor):
+        parser.error("--average predicts nothing: leave --checkpoint and --regressor out")
+    if options.average:
+        library, settings, predict, how = averaged(options)
+    else:
+        base = BaseModel.load(options.base)
+        encoders = preset("synthetic").encoders(options.face_pack, options.image_encoder, options.device)
+        people = ScatteredPeople("train", dit.photos_per_person, dit.seed)
+        pool = build_pool(options.cache / "train", people, options.people, base, *encoders)
+        made = corrected if options.correction else from_library
+        library, settings, predict, how = made(options, base, pool)
     settings = settings | {"amortised": {"people": options.people, **how}}
     folder = open_run(options.out, settings)
     save_safetensors(folder / SHARED_DOWN_NAME, library.shared_down)

@@ -10,7 +10,8 @@ gains until 240; its `lora_down` is the library's.
 
     python -m training.make_loras --split validation --people 16 --reference
     python -m training.make_loras --split test --people 128 --reference
-    START="--start difflora/synthetic/weights/difflora.safetensors --learning-rate 0.01 --identity-weight 0.3"
+    START="--start difflora/synthetic/weights/difflora.safetensors --learning-rate 0.01"
+    START="$START --identity-weight 0.2 --portrait-weight 0.4"
     python -m training.make_loras $START --out runs/loras_started --split validation --people 16
     python -m training.make_loras $START --out runs/loras_started --split test --people 128
     mkdir runs/loras_240 && cp runs/loras/shared_down.safetensors runs/loras_240

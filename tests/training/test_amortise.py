@@ -3,6 +3,7 @@ import torch
 
 from difflora.checkpoint import load_checkpoint
 from difflora.errors import CheckpointError
+from difflora.files import save_safetensors
 from difflora.layout import LoraLayout, ModuleSpec, init_shared_down
 from difflora.model import EMBEDDED_CHECKPOINT
 from training import amortise
@@ -14,9 +15,9 @@ from training.amortise import (
     predict_by_regressor,
 )
 from training.basis_regressor import BasisRegressor, BasisRegressorConfig, save_regressor
-from training.common import digest_of
+from training.common import digest_of, open_run
 from training.correction import Correction
-from training.lora_library import Library, load_library
+from training.lora_library import SHARED_DOWN_NAME, Library, load_library
 from training.photo_pool import PhotoPool
 
 LAYOUT = LoraLayout((ModuleSpec("a", 4, 6),), rank=2, alpha=2.0)
@@ -117,3 +118,45 @@ def test_a_trained_correction_needs_no_library(tmp_path, generator, monkeypatch)
     with torch.no_grad():
         expected = networks.decode_latents(latents) + correction(latents.flatten(1))
     torch.testing.assert_close(made.flat, expected)
+
+
+def library_by_amortise(folder, trained, predicted, **settings):
+    """A library as the script writes one: some trained LoRAs, then the predictions."""
+    down = init_shared_down(LAYOUT)
+    config = {"base_model": "m", "base_model_fingerprint": "f", "layout": LAYOUT.to_json()}
+    open_run(folder, config | settings)
+    save_safetensors(folder / SHARED_DOWN_NAME, down)
+    for number, flat in enumerate((trained, predicted)):
+        shard = {"flat_weights": flat, "people": torch.arange(len(flat))}
+        save_safetensors(folder / "train" / f"shard-{number:05d}.safetensors", shard)
+    return folder
+
+
+def test_the_average_of_libraries_is_that_of_their_predictions(tmp_path, generator):
+    first, second = torch.randn(2, 70, LAYOUT.num_parameters, generator=generator)
+    trained = torch.full((3, LAYOUT.num_parameters), 100.0)
+    a = library_by_amortise(tmp_path / "a", trained, first, amortised={"people": 70})
+    b = library_by_amortise(tmp_path / "b", trained[:1], second, amortised={"people": 70})
+    amortise.main(["--average", str(a), str(b), "--out", str(tmp_path / "mean"), "--people", "66"])
+    made = load_library(tmp_path / "mean")
+    torch.testing.assert_close(made.flat, (first + second)[:66] / 2)  # nobody's trained LoRA in it
+    assert made.people.tolist() == list(range(66)) and made.layout == LAYOUT
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "predictions for 0 people"),
+        ({"amortised": {"people": 4}}, "predictions for 4 people"),
+        ({"amortised": {"people": 5}, "base_model_fingerprint": "other"}, "another base model"),
+    ],
+)
+def test_libraries_that_have_no_average(tmp_path, settings, message):
+    flat = torch.zeros(5, LAYOUT.num_parameters)
+    a = library_by_amortise(tmp_path / "a", flat, flat, amortised={"people": 5})
+    b = library_by_amortise(tmp_path / "b", flat, flat, **settings)
+    with pytest.raises(CheckpointError, match=message):
+        amortise.main(["--average", str(a), str(b), "--out", str(tmp_path / "mean"), "--people", "5"])
+    assert not (tmp_path / "mean").exists()
+    with pytest.raises(SystemExit):
+        amortise.main(["--average", str(a), "--regressor", "r"])
