@@ -32,7 +32,7 @@ from difflora.autoencoder import explained_variance
 from difflora.base_model import BaseModel
 from difflora.checkpoint import Checkpoint, Recommended, load_checkpoint
 from difflora.controls import RidgeRegression
-from difflora.errors import CheckpointError
+from difflora.errors import CheckpointError, DiffLoRAError
 from difflora.files import save_safetensors
 from difflora.hypernetwork import LoraHypernetwork
 from difflora.normalisation import LoraNormalisation
@@ -153,29 +153,30 @@ Source = tuple[Library, dict[str, Any], Callable[[Tensor], Tensor], dict[str, An
 """Trained LoRAs, the settings they were made with, what predicts further ones, and a description of that."""
 
 
-def from_library(options: argparse.Namespace, base: BaseModel, pool: PhotoPool) -> Source:
+def from_library(options: argparse.Namespace, base: BaseModel, open_pool: Callable[[], PhotoPool]) -> Source:
     """Trained LoRAs, and predictions that learn from them."""
     library = load_library(options.loras)
     if options.regressor is not None:
-        predict = predict_by_regressor(options.regressor, library, base.fingerprint, pool)
+        predict = predict_by_regressor(options.regressor, library, base.fingerprint, open_pool())
         how = {"regressor": options.regressor.parent.name}
     elif options.checkpoint is not None:
         checkpoint = load_checkpoint(options.checkpoint, layout=library.layout)
-        predict = predict_by_checkpoint(checkpoint, library, pool)
+        predict = predict_by_checkpoint(checkpoint, library, open_pool())
         how = {"checkpoint": digest_of(options.checkpoint)}
     else:
-        predict = predict_by_ridge(library, pool, options.gain)
+        predict = predict_by_ridge(library, open_pool(), options.gain)
         how = {"gain": options.gain}
     return library, read_config(options.loras), predict, how
 
 
-def corrected(options: argparse.Namespace, base: BaseModel, pool: PhotoPool) -> Source:
+def corrected(options: argparse.Namespace, base: BaseModel, open_pool: Callable[[], PhotoPool]) -> Source:
     """Nobody's LoRA, and the corrected predictions of a checkpoint."""
     checkpoint, digest = load_checkpoint(options.checkpoint), digest_of(options.checkpoint)
     layout = checkpoint.layout
     nothing = torch.zeros(0, layout.num_parameters)  # (0, P)
     library = Library(layout, checkpoint.shared_down, nothing, torch.zeros(0, dtype=torch.long))
-    predict = predict_corrected(checkpoint, pool, Correction.load(options.correction, digest))
+    correction = Correction.load(options.correction, digest)
+    predict = predict_corrected(checkpoint, open_pool(), correction)
     settings = {
         "base_model": base.name,
         "base_model_fingerprint": base.fingerprint,
@@ -220,9 +221,16 @@ def averaged(options: argparse.Namespace) -> Source:
     return nobody, configs[0], lambda rows: mean[rows], how
 
 
+def photos_of_everybody(options: argparse.Namespace, base: BaseModel) -> PhotoPool:
+    """Photos of everybody who is to have a LoRA, as `train_dit` reads them: rendered once, then cached."""
+    dit = preset("synthetic").dit
+    encoders = preset("synthetic").encoders(options.face_pack, options.image_encoder, options.device)
+    people = ScatteredPeople("train", dit.photos_per_person, dit.seed)
+    return build_pool(options.cache / "train", people, options.people, base, *encoders)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Read the library, predict everybody's LoRA, write both as a new library."""
-    dit = preset("synthetic").dit
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     library_option(parser, "runs/loras")
     parser.add_argument("--out", type=Path, default=Path("runs/loras_amortised"), help="the new library")
@@ -230,7 +238,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--base", type=Path, default=world.BASE_MODEL, help="diffusers pipeline folder")
     parser.add_argument("--face-pack", type=Path, default=world.FACE_PACK, help="insightface model pack")
     parser.add_argument("--image-encoder", type=Path, default=world.IMAGE_ENCODER, help="CLIP vision tower")
-    parser.add_argument("--people", type=int, default=dit.pool_people, help="how many people get a LoRA")
+    parser.add_argument(
+        "--people", type=int, default=preset("synthetic").dit.pool_people, help="how many people get a LoRA"
+    )
     parser.add_argument(
         "--gain", type=float, default=1.5, help="undoes the shrinkage; the strength ridge likes"
     )
@@ -257,11 +267,8 @@ def main(arguments: list[str] | None = None) -> None:
         library, settings, predict, how = averaged(options)
     else:
         base = BaseModel.load(options.base)
-        encoders = preset("synthetic").encoders(options.face_pack, options.image_encoder, options.device)
-        people = ScatteredPeople("train", dit.photos_per_person, dit.seed)
-        pool = build_pool(options.cache / "train", people, options.people, base, *encoders)
         made = corrected if options.correction else from_library
-        library, settings, predict, how = made(options, base, pool)
+        library, settings, predict, how = made(options, base, lambda: photos_of_everybody(options, base))
     settings = settings | {"amortised": {"people": options.people, **how}}
     folder = open_run(options.out, settings)
     save_safetensors(folder / SHARED_DOWN_NAME, library.shared_down)
@@ -275,4 +282,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DiffLoRAError as error:
+        sys.exit(f"error: {error}")

@@ -28,6 +28,7 @@ from difflora.base_sketch import BaseSketch, base_fit, sketch_base
 from difflora.batched import batched_lora
 from difflora.candidates import embed_pictures
 from difflora.diffusion import draw_noise
+from difflora.errors import DiffLoRAError
 from difflora.files import atomic_save
 from difflora.layout import LoraLayout
 from difflora.model import DiffLoRA
@@ -177,4 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DiffLoRAError as error:
+        sys.exit(f"error: {error}")

@@ -21,6 +21,7 @@ if not __package__:  # run as a file: the repository root takes the place of thi
 import torch
 
 from difflora.autoencoder import LoraAutoencoder, lae_loss
+from difflora.errors import DiffLoRAError
 from difflora.files import atomic_save
 from difflora.layout import LoraLayout
 from difflora.normalisation import LoraNormalisation
@@ -147,4 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DiffLoRAError as error:
+        sys.exit(f"error: {error}")

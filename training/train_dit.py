@@ -20,7 +20,7 @@ from difflora.base_model import BaseModel
 from difflora.base_sketch import sketch_base
 from difflora.checkpoint import Checkpoint, Recommended, save_checkpoint
 from difflora.diffusion import DiffusionConfig
-from difflora.errors import CheckpointError
+from difflora.errors import CheckpointError, DiffLoRAError
 from difflora.hypernetwork import LoraHypernetwork
 from difflora.linear_prior import LinearPrior
 from training.common import (
@@ -293,4 +293,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DiffLoRAError as error:
+        sys.exit(f"error: {error}")

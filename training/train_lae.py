@@ -18,7 +18,7 @@ from torch import Tensor
 
 from difflora.autoencoder import LaeConfig, LoraAutoencoder, explained_variance, lae_loss
 from difflora.checkpoint import config_from_fields
-from difflora.errors import CheckpointError
+from difflora.errors import CheckpointError, DiffLoRAError
 from difflora.layout import LoraLayout
 from difflora.normalisation import ROWS_AT_ONCE, LoraNormalisation, WeightRows
 from training.common import (
@@ -236,4 +236,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DiffLoRAError as error:
+        sys.exit(f"error: {error}")

@@ -16,6 +16,7 @@ from pathlib import Path
 if not __package__:  # run as a file: the repository root takes the place of this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from difflora.errors import DiffLoRAError
 from difflora.model import EMBEDDED
 from difflora.synthetic.world import BASE_MODEL
 from training.common import say
@@ -78,4 +79,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DiffLoRAError as error:
+        sys.exit(f"error: {error}")
