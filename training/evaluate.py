@@ -40,6 +40,7 @@ from pathlib import Path
 if not __package__:  # run as a file: the repository root takes the place of this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import torch
 from torch import Tensor
 
 from difflora.base_model import BaseModel, weights_fingerprint
@@ -347,6 +348,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> None:
     """Arguments, measure, report."""
     options = parse(arguments)
+    torch.set_num_threads(1)  # as the workers: the waiting of a second thread is not work
     evaluate(options, shlex.join(["python", "-m", "training.evaluate", *arguments]))
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 if not __package__:  # run as a file: the repository root takes the place of this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import torch
+
 from difflora.errors import DiffLoRAError
 from difflora.model import EMBEDDED_CHECKPOINT, DiffLoRA
 from difflora.photos import as_arrays
@@ -71,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--face-pack", type=Path, default=world.FACE_PACK, help="of the checkpoint")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # as `training.evaluate`
     print(json.dumps(measure(options.checkpoint, options.face_pack, options.device)))
 
 

@@ -71,7 +71,7 @@ README_TABLE = r"(<!-- evaluation:.*?-->\n)(.*?)(<!-- /evaluation -->)"
 PAGE = """# Results
 
 Written by `{command}` on one machine ({machine}), with
-[evaluation.json](evaluation.json): every number comes from there. Seconds are CPU seconds.
+[evaluation.json](evaluation.json): every number comes from there. Seconds are CPU seconds of one thread.
 
 {table}
 - *Identity similarity*: cosine between the evaluation recogniser's embedding of a generated picture and the
