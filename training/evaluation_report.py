@@ -213,8 +213,8 @@ def control_notes(report: Mapping[str, Any]) -> str:
         "trained_one_photo": "- *LoRA trained on that one photo*: as in the library, on what DiffLoRA sees.",
         "trained_library": "- *As in the library*: on the oracle's pictures, but not as long.",
         "trained_started": "- *From a prediction*: on the oracle's pictures, starting from what DiffLoRA\n"
-        "  makes of the first four of them, at a smaller rate and not as long; with an identity weight (see\n"
-        "  Settings) for the likeness of the base model's guess as well.",
+        "  makes of the first four of them, at a smaller rate and not as long; for the likeness of face\n"
+        "  and whole picture as well, with the weights under Settings.",
     }
     for name, (what, _) in LAE_ROWS.items():
         if name in report["rows"]:
