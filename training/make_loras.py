@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -181,16 +182,25 @@ def first_features(
 
 def open_likeness(
     options: argparse.Namespace, identity_weight: float, portrait_weight: float
-) -> Callable[[Tensor], Objective] | None:
-    """Function that makes the objective of a batch of people from their pictures; None without a weight."""
+) -> tuple[Callable[[Tensor], Objective] | None, dict[str, Any]]:
+    """What is trained for beside the base model's loss, and what a run folder's config says of it.
+
+    Returns:
+        A function that makes the objective of a batch of people from their pictures, None without a weight;
+        and the weights with digests of their recognisers, empty without a weight.
+    """
     if not identity_weight and not portrait_weight:
-        return None
-    analyzer, views = FaceAnalyzer(options.face_pack), []
+        return None, {}
+    analyzer, views, says = FaceAnalyzer(options.face_pack), [], {}
     if identity_weight:
         views.append(View(OnnxNetwork(analyzer.recogniser_file), identity_weight))
+        says["identity_weight"] = identity_weight
+        says["identity_recogniser"] = digest_of(analyzer.recogniser_file)
     if portrait_weight:
         views.append(View(OnnxNetwork(options.portrait_recogniser), portrait_weight, aligned=False))
-    return lambda pictures: IdentityLoss.of(views, analyzer, pictures).to(options.device)
+        says["portrait_weight"] = portrait_weight
+        says["portrait_recogniser"] = digest_of(options.portrait_recogniser)
+    return lambda pictures: IdentityLoss.of(views, analyzer, pictures).to(options.device), says
 
 
 def make_shards(
@@ -398,10 +408,7 @@ def run(
     start = open_start(options, layout)
     given = given_down(options, layout, start)
     used = {name: digest_of(path) for name in ("start", "like") if (path := getattr(options, name))}
-    likeness = open_likeness(options, making.identity_weight, making.portrait_weight)
-    sought = {
-        name: weight for name in ("identity_weight", "portrait_weight") if (weight := getattr(making, name))
-    }
+    likeness, sought = open_likeness(options, making.identity_weight, making.portrait_weight)
     folder = open_run(
         options.out,
         {

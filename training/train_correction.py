@@ -35,7 +35,7 @@ from difflora.lora_training import Objective, denoising_objective, draw_batch
 from difflora.model import DiffLoRA
 from difflora.synthetic import world
 from difflora.synthetic.renderer import PHOTO_PX
-from training.common import digest_of, plot_metrics, progress_bar, say
+from training.common import config_to_dict, digest_of, open_run, plot_metrics, progress_bar, say
 from training.correction import Correction
 from training.evaluation_people import NUM_PHOTOS
 from training.make_loras import first_features, open_likeness, portrait_option, training_pictures
@@ -70,6 +70,7 @@ class CorrectionRun(StepsConfig):
     people: dict[str, Any]
     base: str
     start: str
+    likeness: dict[str, Any]
 
 
 def choices_of(features: IdentityFeatures) -> list[IdentityFeatures]:
@@ -175,6 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     base = BaseModel.load(options.base, options.device)
     model = DiffLoRA.load(options.start, options.face_pack, options.image_encoder, options.device)
     start = digest_of(options.start)
+    likeness, sought = open_likeness(options, config.identity_weight, config.portrait_weight)
     settings = CorrectionRun(
         config.num_steps,
         config.group,
@@ -184,8 +186,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         people=people.description(),
         base=base.fingerprint,
         start=start,
+        likeness=sought,
     )
-    likeness = open_likeness(options, config.identity_weight, config.portrait_weight)
+    open_run(options.out, config_to_dict(settings))  # before everybody is drawn: other settings end it here
     groups = open_groups(base, model, people, config, likeness)
     numbers = model.checkpoint.networks.latent_mean.numel()
     correction = Correction(numbers, model.layout.num_parameters).to(options.device)

@@ -16,7 +16,7 @@ from difflora.model import EMBEDDED_CHECKPOINT
 from difflora.synthetic import world
 from difflora.synthetic.renderer import PHOTO_PX
 from training import make_loras
-from training.common import read_config
+from training.common import digest_of, read_config
 from training.identity_loss import IdentityLoss, View
 from training.lora_library import load_library
 from training.onnx_network import OnnxNetwork
@@ -108,8 +108,10 @@ def test_training_for_likeness_makes_other_loras_that_look_more_alike(tmp_path):
 
     plain, alike = run("0"), run("5")
     assert "identity_weight" not in read_config(tmp_path / "0")  # libraries of before are gone on with
-    assert read_config(tmp_path / "5")["identity_weight"] == 5
-    analyzer = FaceAnalyzer(world.FACE_PACK)
+    analyzer, config = FaceAnalyzer(world.FACE_PACK), read_config(tmp_path / "5")
+    assert config["identity_weight"] == 5
+    assert config["identity_recogniser"] == digest_of(analyzer.recogniser_file)
+    assert "portrait_recogniser" not in config
     pictures, latents, prompts = make_loras.training_pictures(base, people, [0, 1])
     recogniser = OnnxNetwork(analyzer.recogniser_file)
     without, both = (IdentityLoss.of([View(recogniser, weight)], analyzer, pictures) for weight in (0.0, 1.0))

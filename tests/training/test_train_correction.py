@@ -34,7 +34,7 @@ def run(folder, *more):
     return Correction.load(folder / "correction.safetensors", digest_of(EMBEDDED_CHECKPOINT))
 
 
-def test_a_run_writes_its_correction_and_belongs_to_one_checkpoint(tmp_path):
+def test_a_run_writes_its_correction_and_belongs_to_one_checkpoint(tmp_path, monkeypatch):
     correction = run(tmp_path / "run")
     assert correction.mean.abs().max() > 1e-4 and correction.map.abs().max() > 1e-4
     assert not correction.mean.requires_grad
@@ -43,7 +43,8 @@ def test_a_run_writes_its_correction_and_belongs_to_one_checkpoint(tmp_path):
     expected = correction.mean + MAP_UNIT * latents @ correction.map
     torch.testing.assert_close(correction(latents), expected)
 
-    with pytest.raises(CheckpointError, match="other settings"):
+    with monkeypatch.context() as patched, pytest.raises(CheckpointError, match="other settings"):
+        patched.setattr(train_correction, "open_groups", None)  # nobody is drawn before
         run(tmp_path / "run", "--learning-rate", "0.1")
     again = run(tmp_path / "run")  # all steps are done
     torch.testing.assert_close(again.map, correction.map, rtol=0, atol=0)
@@ -104,7 +105,8 @@ def test_folders_of_photos_and_likeness(world_and_model, tmp_path):
     options = train_correction.read_options(["--start", str(EMBEDDED_CHECKPOINT)])
     config = CorrectionTrainingConfig(people=64, group=2, pictures=3)
     people = PhotoFolders(tmp_path / "photos", 3)
-    groups = train_correction.open_groups(base, model, people, config, open_likeness(options, 0.5, 0.5))
+    likeness, _ = open_likeness(options, 0.5, 0.5)
+    groups = train_correction.open_groups(base, model, people, config, likeness)
     assert [len(group.latents) for group in groups] == [2, 1]  # all there are
     torch.testing.assert_close(groups[0].latents[:, 0], groups[0].latents[:, 3])  # three photos, repeated
     correction = Correction(model.checkpoint.networks.latent_mean.numel(), model.layout.num_parameters)
