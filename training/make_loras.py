@@ -33,7 +33,7 @@ from difflora.base_model import BaseModel
 from difflora.checkpoint import load_checkpoint
 from difflora.errors import CheckpointError, DiffLoRAError
 from difflora.faces import FaceAnalyzer
-from difflora.features import IdentityFeatures, encode_photos
+from difflora.features import IdentityFeatures, ImageEncoder, encode_photos
 from difflora.files import load_safetensors, save_safetensors
 from difflora.layout import LoraLayout, SharedDown, init_shared_down
 from difflora.lora_training import (
@@ -167,7 +167,7 @@ def check_layout(path: Path, has: LoraLayout, wanted: LoraLayout) -> None:
 
 
 def first_features(
-    model: DiffLoRA, people: People, indices: Sequence[int], size: int
+    encoders: tuple[FaceAnalyzer, ImageEncoder], people: People, indices: Sequence[int], size: int
 ) -> list[IdentityFeatures]:
     """Features of the first pictures of each person in which a face is found, at most `NUM_PHOTOS`.
 
@@ -176,7 +176,7 @@ def first_features(
     """
     pictures, _ = people.pictures(list(indices), size)  # (B, n, 3, S, S)
     shown = [as_arrays(own[: NUM_PHOTOS + SPARE_PHOTOS]) for own in pictures]
-    features = [encode_photos(photos, *face_models(model), on_missing="skip") for photos in shown]
+    features = [encode_photos(photos, *encoders, on_missing="skip") for photos in shown]
     return [first_photos(found, NUM_PHOTOS) for found in features]
 
 
@@ -254,7 +254,8 @@ def make_shards(
             initial = None
             if start is not None:
                 size = max(PHOTO_PX, base.picture_px)
-                initial = start.generate_weights(first_features(start, people, shard.people, size))  # (B, P)
+                features = first_features(face_models(start), people, shard.people, size)
+                initial = start.generate_weights(features)  # (B, P)
             objective = denoising_objective if likeness is None else likeness(pictures)
             flat = train_loras(
                 base, layout, latents, prompts, config, generator, shared_down, initial, report, objective

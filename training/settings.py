@@ -153,8 +153,8 @@ class RegressorTrainingConfig:
 
 
 @dataclass(frozen=True)
-class CorrectionTrainingConfig:
-    """How the correction of a checkpoint is trained.
+class GroupTrainingConfig:
+    """How something that serves everybody is trained on groups of people, see `training.groups`.
 
     Args:
         num_steps: optimiser steps.
@@ -163,7 +163,7 @@ class CorrectionTrainingConfig:
         pictures: pictures of each person.
         styled: share of rendered people's pictures that are in another style than a colour photo's.
         pictures_per_step: pictures of each person in a step.
-        learning_rate: peak rate of AdamW for what everybody lacks; the map has a tenth of it.
+        learning_rate: peak rate of AdamW.
         identity_weight: of the face's likeness, see `training.identity_loss`; 0 for none.
         portrait_weight: of the whole picture's likeness, hair and all.
         seed: of scenes and of every step's chance.
@@ -175,7 +175,31 @@ class CorrectionTrainingConfig:
     pictures: int = 16
     styled: float = 0.25
     pictures_per_step: int = 4
-    learning_rate: float = 0.002
+    learning_rate: float = 1e-4
     identity_weight: float = 0.2
     portrait_weight: float = 0.4
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class CorrectionTrainingConfig(GroupTrainingConfig):
+    """How the correction of a checkpoint is trained.
+
+    Args:
+        learning_rate: peak rate for what everybody lacks; the map has a tenth of it.
+    """
+
+    learning_rate: float = 0.002
+
+
+@dataclass(frozen=True)
+class RegressorTuningConfig(GroupTrainingConfig):
+    """How the end-to-end regressor is trained on for likeness.
+
+    Args:
+        num_steps: optimiser steps.
+        feature_noise: relative deviation of the noise on both kinds of features, as in its first training.
+    """
+
+    num_steps: int = 2000
+    feature_noise: float = 0.1

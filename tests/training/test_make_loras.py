@@ -17,6 +17,7 @@ from difflora.synthetic import world
 from difflora.synthetic.renderer import PHOTO_PX
 from training import make_loras
 from training.common import digest_of, read_config
+from training.evaluation_people import face_models
 from training.identity_loss import IdentityLoss, View
 from training.lora_library import load_library
 from training.onnx_network import OnnxNetwork
@@ -75,7 +76,9 @@ def test_reference_photos_go_beside_the_split_with_the_same_settings(one_block_b
 def test_training_starts_from_what_a_checkpoint_predicts(tmp_path):
     model, base = DiffLoRA.load(), BaseModel.load(world.BASE_MODEL)
     people = RenderedPeople("validation", 4)
-    predicted = model.generate_weights(make_loras.first_features(model, people, [0, 1], PHOTO_PX))
+    predicted = model.generate_weights(
+        make_loras.first_features(face_models(model), people, [0, 1], PHOTO_PX)
+    )
     folder, start = tmp_path / "started", ["--start", str(EMBEDDED_CHECKPOINT), "--split", "validation"]
     few = "--people 2 --pictures 4 --steps 1 --pictures-per-step 1 --learning-rate 1e-4".split()
 

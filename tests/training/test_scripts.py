@@ -15,6 +15,7 @@ SCRIPTS = (
     "train_dit",
     "train_regressor",
     "train_correction",
+    "tune_regressor",
     "evaluation_cost",
     "evaluate",
     "preset_sizes",

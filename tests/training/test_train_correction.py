@@ -11,12 +11,16 @@ from difflora.base_model import BaseModel
 from difflora.errors import CheckpointError
 from difflora.model import EMBEDDED_CHECKPOINT
 from difflora.synthetic import world
+from training import groups as groups_module
 from training import train_correction
 from training.common import digest_of
 from training.correction import MAP_UNIT, Correction
+from training.evaluation_people import face_models
+from training.groups import open_groups
 from training.make_loras import open_likeness
 from training.pictures import PhotoFolders, RenderedPeople
 from training.settings import CorrectionTrainingConfig
+from training.train_correction import open_latents
 
 FEW = (
     "--num-steps 3 --people 3 --group 2 --pictures 4 --pictures-per-step 2 --identity-weight 0 "
@@ -44,7 +48,7 @@ def test_a_run_writes_its_correction_and_belongs_to_one_checkpoint(tmp_path, mon
     torch.testing.assert_close(correction(latents), expected)
 
     with monkeypatch.context() as patched, pytest.raises(CheckpointError, match="other settings"):
-        patched.setattr(train_correction, "open_groups", None)  # nobody is drawn before
+        patched.setattr(groups_module, "open_groups", None)  # nobody is drawn before
         run(tmp_path / "run", "--learning-rate", "0.1")
     again = run(tmp_path / "run")  # all steps are done
     torch.testing.assert_close(again.map, correction.map, rtol=0, atol=0)
@@ -58,10 +62,10 @@ def test_the_correction_learns_what_is_lacking(world_and_model, part):
     base, model = world_and_model
     networks, draw = model.checkpoint.networks, torch.Generator().manual_seed(3)
     config = CorrectionTrainingConfig(people=4, group=2, pictures=4, styled=0.0)
-    groups = train_correction.open_groups(base, model, RenderedPeople("train", 4), config)
-    assert [group.latents.shape[:2] for group in groups] == [(2, 5), (2, 5)]
+    groups = open_groups(base, face_models(model), RenderedPeople("train", 4), config, open_latents(model))
+    assert [group.inputs[0].shape[:2] for group in groups] == [(2, 5), (2, 5)]
     assert not torch.equal(groups[0].prompt_embeds, groups[1].prompt_embeds)  # scenes of their own
-    assert not torch.equal(groups[0].latents[0, 0], groups[0].latents[0, 1])  # from other photos
+    assert not torch.equal(groups[0].inputs[0][0, 0], groups[0].inputs[0][0, 1])  # from other photos
 
     sizes = networks.latent_mean.numel(), model.layout.num_parameters
     nothing, cure, learned = (Correction(*sizes) for _ in range(3))
@@ -106,9 +110,10 @@ def test_folders_of_photos_and_likeness(world_and_model, tmp_path):
     config = CorrectionTrainingConfig(people=64, group=2, pictures=3)
     people = PhotoFolders(tmp_path / "photos", 3)
     likeness, _ = open_likeness(options, 0.5, 0.5)
-    groups = train_correction.open_groups(base, model, people, config, likeness)
-    assert [len(group.latents) for group in groups] == [2, 1]  # all there are
-    torch.testing.assert_close(groups[0].latents[:, 0], groups[0].latents[:, 3])  # three photos, repeated
+    groups = open_groups(base, face_models(model), people, config, open_latents(model), likeness)
+    latents = [group.inputs[0] for group in groups]
+    assert [len(own) for own in latents] == [2, 1]  # all there are
+    torch.testing.assert_close(latents[0][:, 0], latents[0][:, 3])  # three photos, repeated
     correction = Correction(model.checkpoint.networks.latent_mean.numel(), model.layout.num_parameters)
     step = train_correction.correction_step(base, model, groups, correction, config)
     step(torch.Generator().manual_seed(0), 0.0).backward()
