@@ -5,7 +5,7 @@
     python -m training.evaluate --readme README.md
 
 More rows, left out without their files: LoRAs trained on the reference photo, LoRAs trained from DiffLoRA's
-predictions, the end-to-end regressor. And a better oracle: a library needs 60 steps, a LoRA for its own sake
+predictions, end-to-end regressors. And a better oracle: a library needs 60 steps, a LoRA for its own sake
 gains until 240; its `lora_down` is the library's.
 
     python -m training.make_loras --split validation --people 16 --reference
@@ -18,7 +18,9 @@ gains until 240; its `lora_down` is the library's.
     python -m training.make_loras --steps 240 --out runs/loras_240 --split validation --people 16
     python -m training.make_loras --steps 240 --out runs/loras_240 --split test --people 128
     python -m training.train_regressor
+    python -m training.tune_regressor --start runs/regressor/regressor.safetensors
     MORE="--started runs/loras_started --regressor runs/regressor/regressor.safetensors"
+    MORE="$MORE --tuned-regressor runs/regressor_tuned/regressor.safetensors"
     python -m training.evaluate $MORE --oracle runs/loras_240 --readme README.md
 
 Writes `evaluation.json`, `results.md` and three pictures to `docs/`, and the README's table. Every
@@ -81,8 +83,8 @@ from training.prompt_following import measure_prompt_following
 MEASURES = 3
 """Version of what is measured on pictures: results of another one are measured again."""
 FROM_PHOTO = (
-    "nearest_lora", "ridge", "mlp", "regressor", "difflora_1", "difflora_best", "difflora_refined",
-    "difflora_4",
+    "nearest_lora", "ridge", "mlp", "regressor", "regressor_tuned", "difflora_1", "difflora_best",
+    "difflora_refined", "difflora_4",
 )  # fmt: skip
 """Rows that have to find and encode a face first."""
 
@@ -189,9 +191,13 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
     counts = {"validation": options.validation_people, "test": options.people}
     oracle = options.oracle or options.loras
     trained = trained_rows(model, options.loras, counts, oracle, options.started)
-    regressor, width = None, model.checkpoint.networks.config.mif.image_width
-    if options.regressor is not None:
-        regressor = open_regressor(options.regressor, model, base.fingerprint, width)
+    files = {"regressor": options.regressor, "regressor_tuned": options.tuned_regressor}
+    width = model.checkpoint.networks.config.mif.image_width
+    regressors = {
+        name: open_regressor(path, model, base.fingerprint, width)
+        for name, path in files.items()
+        if path is not None
+    }
     say(f"controls from {len(library.people)} LoRAs")
     encoders = digest_of(*faces) + model.encoders.image_fingerprint
     features, valid = cached_library_features(model, library.people.tolist(), options.run, encoders)
@@ -199,7 +205,9 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
     translation = Translation.fit(model, library.flat, features, valid)
 
     panel, _ = open_panel(model, "validation", options.validation_people, options.prompts)
-    made = all_rows(model, base, controls, panel, trained["validation"], options.seed, translation, regressor)
+    made = all_rows(
+        model, base, controls, panel, trained["validation"], options.seed, translation, regressors
+    )
     rows: dict[str, Tensor | None] = {BASE_ROW: None, **made.flat}
     everywhere = dict.fromkeys(rows, options.strengths)
     curves = measure_split("validation", rows, everywhere, options, fingerprints["validation"])
@@ -209,7 +217,7 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
     say(f"chosen on validation people: regulariser {regulariser:g}, strengths {strengths}")
 
     panel, encoding_seconds = open_panel(model, "test", options.people, options.prompts)
-    made = all_rows(model, base, controls, panel, trained["test"], options.seed, translation, regressor)
+    made = all_rows(model, base, controls, panel, trained["test"], options.seed, translation, regressors)
     flat, seconds = made.flat, made.seconds
     flat["ridge"], seconds["ridge"] = flat[ridge_name(regulariser)], seconds[ridge_name(regulariser)]
     rows = {name: row for name, row in flat.items() if not name.startswith("ridge_")}
@@ -253,7 +261,7 @@ def evaluate(options: argparse.Namespace, command: str) -> None:
         "library": len(library.people), "ridge_regulariser": regulariser, "base_model": base.name,
         "base_model_fingerprint": base.fingerprint, "layout": model.layout.fingerprint,
         "parameters_per_lora": model.layout.num_parameters, "difflora_steps": model.recommended.num_steps,
-        "regressor": None if options.regressor is None else options.regressor.name,
+        **{name: None if path is None else path.name for name, path in files.items()},
         **weights_of_likeness(options.started),
         "guidance_scale": model.recommended.guidance_scale, "noise_scale": model.recommended.noise_scale,
     }  # fmt: skip
@@ -325,6 +333,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--started", type=Path, help="library by make_loras --start; without, no such row")
     parser.add_argument("--regressor", type=Path, help="what train_regressor wrote; without, no such row")
+    parser.add_argument(
+        "--tuned-regressor", type=Path, help="what tune_regressor wrote; without, no such row"
+    )
     parser.add_argument("--run", type=Path, default=Path("runs/evaluation"), help="folder of measurements")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the report")
     parser.add_argument("--readme", type=Path, help="README whose table to renew, e.g. README.md")

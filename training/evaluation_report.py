@@ -29,6 +29,7 @@ LABELS = {
     "ridge": "ridge regression onto PCA coefficients",
     "mlp": "MLP onto PCA coefficients",
     "regressor": "end-to-end regressor, image loss",
+    "regressor_tuned": "end-to-end regressor, likeness as well",
     "trained_one_photo": "LoRA trained on that one photo",
     "trained_library": "LoRA trained on the person as in the library",
     "lae_trained": "LoRA as in the library, through the LAE",
@@ -49,6 +50,7 @@ HEADINGS = {
     "ridge": "ridge",
     "mlp": "MLP",
     "regressor": "regressor",
+    "regressor_tuned": "regressor, likeness",
     "trained_one_photo": "trained on 1",
     "trained_library": "library",
     "lae_trained": "LAE(library)",
@@ -210,6 +212,8 @@ def control_notes(report: Mapping[str, Any]) -> str:
         "mlp": "- *MLP*: in weight space, as ridge; a tenth of the library's people say when to stop.",
         "regressor": "- *End-to-end regressor*: features -> coefficients of bases -> `lora_up` of all\n"
         "  modules, trained with the base model's own loss on pictures of rendered people.",
+        "regressor_tuned": "- *Likeness as well*: that regressor, trained on with the loss and the recognisers\n"
+        "  that DiffLoRA's corrections have, on the same people.",
         "trained_one_photo": "- *LoRA trained on that one photo*: as in the library, on what DiffLoRA sees.",
         "trained_library": "- *As in the library*: on the oracle's pictures, but not as long.",
         "trained_started": "- *From a prediction*: on the oracle's pictures, starting from what DiffLoRA\n"

@@ -7,7 +7,7 @@ photo's features, Q principal components, P parameters of one LoRA.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -140,7 +140,7 @@ def all_rows(
     trained: dict[str, Tensor],
     seed: int,
     translation: Translation,
-    regressor: BasisRegressor | None = None,
+    regressors: Mapping[str, BasisRegressor],
 ) -> Rows:
     """Every method's LoRAs.
 
@@ -153,7 +153,7 @@ def all_rows(
             may be.
         seed: of DiffLoRA's sampler.
         translation: encodes LoRAs trained as the library's.
-        regressor: trained end to end; None leaves the row out.
+        regressors: row -> trained end to end.
     """
     one = [first_photos(features, 1) for features in panel.features]
     photo = torch.cat([torch.cat([f.face_embedding, f.image_features], dim=1) for f in one])  # (B, C)
@@ -189,7 +189,7 @@ def all_rows(
         "nearest_lora": lambda: controls.nearest(photo),
         **{ridge_name(r): lambda r=r: controls.ridge(photo, r) for r in REGULARISERS},
         "mlp": lambda: controls.mlp(photo),
-        **({} if regressor is None else {"regressor": lambda: regressor.generate_weights(one)}),
+        **{name: lambda own=own: own.generate_weights(one) for name, own in regressors.items()},
         "lae_trained": lambda: networks.decode_latents(translation.encode(of_library)),
         "lae_fitted": lambda: fitted(of_library),
         **(

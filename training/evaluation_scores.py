@@ -84,11 +84,12 @@ class Measurement:
         return cls(**own, accuracy=accuracy)
 
 
-RIVALS = ("mean_lora", "nearest_lora", "ridge", "mlp", "regressor", "trained_one_photo")
+RIVALS = ("mean_lora", "nearest_lora", "ridge", "mlp", "regressor", "regressor_tuned", "trained_one_photo")
 """What one photo has to beat."""
 COMPARED = (
-    *("mean_lora", "nearest_lora", "ridge", "mlp", "regressor", "lae_trained", "trained_one_photo"),
-    *("trained_lora", "trained_started", "difflora_best", "difflora_refined", "difflora_4"),
+    *("mean_lora", "nearest_lora", "ridge", "mlp", "regressor", "regressor_tuned", "lae_trained"),
+    *("trained_one_photo", "trained_lora", "trained_started"),
+    *("difflora_best", "difflora_refined", "difflora_4"),
 )
 """Rows that one-photo DiffLoRA is compared with, person by person."""
 Curve = Mapping[float, Measurement]  # strength -> measurement

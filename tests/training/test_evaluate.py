@@ -75,7 +75,8 @@ def test_evaluation_writes_its_report_and_measures_nothing_twice(library, regres
     longer = tmp_path / "longer"
     shutil.copytree(library, longer)
     more = ["--started", str(library), "--oracle", str(longer)]  # the library itself will do
-    arguments = [*map(str, places), "--regressor", str(regressor), *more, *SIZE]
+    more += ["--regressor", str(regressor), "--tuned-regressor", str(regressor)]
+    arguments = [*map(str, places), *more, *SIZE]
     evaluate.main(arguments)
     report = json.loads((tmp_path / "docs" / "evaluation.json").read_text())
     assert set(report["rows"]) == set(LABELS)
