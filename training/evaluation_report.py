@@ -212,8 +212,8 @@ def control_notes(report: Mapping[str, Any]) -> str:
         "mlp": "- *MLP*: in weight space, as ridge; a tenth of the library's people say when to stop.",
         "regressor": "- *End-to-end regressor*: features -> coefficients of bases -> `lora_up` of all\n"
         "  modules, trained with the base model's own loss on pictures of rendered people.",
-        "regressor_tuned": "- *Likeness as well*: that regressor, trained on with the loss and the recognisers\n"
-        "  that DiffLoRA's corrections have, on the same people.",
+        "regressor_tuned": "- *Likeness as well*: that regressor, trained on with the loss and\n"
+        "  the recognisers that DiffLoRA's corrections have, on the same people.",
         "trained_one_photo": "- *LoRA trained on that one photo*: as in the library, on what DiffLoRA sees.",
         "trained_library": "- *As in the library*: on the oracle's pictures, but not as long.",
         "trained_started": "- *From a prediction*: on the oracle's pictures, starting from what DiffLoRA\n"
